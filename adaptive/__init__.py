@@ -1,0 +1,1 @@
+"""Differentiable window selection for audio latents."""

@@ -1,0 +1,163 @@
+"""The public functions: documentation, convention, validation and the choice of backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .backend import choose_backend
+from .validation import check_backend, check_source, check_tensor, check_tonality
+
+
+def _autocast(keep: tuple[Tensor, ...], cast: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Under autocast, `cast` in its dtype as any convolution's inputs; `keep` (start, ratio) at least float32.
+
+    float64 is left alone, as PyTorch's own autocast leaves it.
+    """
+    device = cast[0].device.type if isinstance(cast[0], Tensor) else "cpu"
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return (*keep, *cast)
+    dtype = torch.get_autocast_dtype(device)
+
+    def to(value: Tensor, wanted: torch.dtype) -> Tensor:
+        ours = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(wanted) if ours else value
+
+    return (*(to(v, torch.float32) for v in keep), *(to(v, dtype) for v in cast))
+
+
+def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int, *, backend: str = "auto") -> Tensor:
+    """Cut P windows out of every clip at fractional places and resample each to `window` frames.
+
+    Args:
+        x: clips, `[B, C, T]`, T ≥ 1; float64, float32, bfloat16 or float16; any strides.
+        start: where each window begins, in frames (fractions allowed), `[B, P]`.
+        ratio: how much each window is compressed in time, > 0, `[B, P]`: a window of ratio r covers r·W frames of x.
+        window: W, the frames of each output, ≥ 1.
+        backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`.
+
+    Returns:
+        `[B, P, C, W]`, dtype of x, contiguous.
+
+    Convention
+    ----------
+    Frame centres lie at integers. Output frame t of a window reads the source at
+
+        u(t) = clamp((t + 1/2)·r − 1/2, 0, max(r·W − 1, 0))
+        p(t) = clamp(start + u(t), 0, T − 1)
+        y[c, t] = (1 − f)·x[c, i] + f·x[c, i + 1],   i = floor(p), f = p − i   (i + 1 limited to T − 1)
+
+    which, for whole `start` and r·W inside the clip, is `F.interpolate(x[..., start:start + r·W], size=W,
+    mode="linear", align_corners=False)` (the sampling rule of PyTorch's `upsample_linear1d`).
+
+    Gradients are exact for x, and for start and ratio wherever p is not clamped: dy/dp = x[i + 1] − x[i] (right-hand at
+    whole p), ∂p/∂start = 1, ∂p/∂ratio = t + 1/2; `reference.window_positions` states the clamped cases.
+    start and ratio are never computed in 16 bits: with a 16-bit x they may be float32 or wider. A NaN start or ratio
+    gives NaN in that window alone; infinite and absurd values clamp; nothing outside x is ever read.
+
+    Raises:
+        TypeError: an argument is no tensor, not dense, not floating, or of another dtype than x.
+        ValueError: a wrong rank, shape, device or backend name; an empty clip; `window` < 1.
+        RuntimeError: `backend="triton"` was asked for where it cannot run.
+    """
+    start, ratio, x = _autocast((start, ratio), (x,))
+    check_source(x, start, ratio, window)
+    check_backend(backend)
+    if choose_backend(backend, x) == "triton":
+        from . import autograd
+
+        return autograd.resample_windows(x, start, ratio, window)
+    return reference.resample_windows(x, start, ratio, window)
+
+
+def tonality_blend(
+    y: Tensor,
+    strength: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """Depthwise-separable convolution and LayerNorm over channels, blended into the signal by `strength`.
+
+        z = depthwise convolution of y (K taps, zero padding at the window's edges) + depthwise_bias
+        u = pointwise_weight · z + pointwise_bias
+        v = (u − mean_c u) / sqrt(var_c u + eps) · norm_weight + norm_bias        over the channels of each frame
+        out = (1 − strength)·y + strength·v
+
+    Args:
+        y: windows, `[B, P, C, W]`, floating, any strides.
+        strength: how much of the transform is heard, 0 to 1, `[B, P]`.
+        depthwise_weight: `[C, 1, K]`, K odd; depthwise_bias: `[C]`.
+        pointwise_weight: `[C, C, 1]`; pointwise_bias: `[C]`.
+        norm_weight, norm_bias: `[C]`.
+        eps: added to the variance, > 0.
+        backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`.
+
+    Returns:
+        `[B, P, C, W]`, dtype of y, contiguous. Differentiable in every tensor. Accumulates in float32 for 16-bit
+        inputs and rounds once.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `resample_windows`; an even K is a ValueError.
+    """
+    weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
+    y, strength, *weights_cast = _autocast((), (y, strength, *weights))
+    check_tensor("y", y, "B, P, C, W")
+    for size, letter in zip(y.shape[2:], "CW", strict=True):
+        if size < 1:
+            raise ValueError(f"y must have {letter} >= 1, got shape {list(y.shape)}")
+    check_tonality("y", y, y.shape[1], strength, _named(weights_cast), eps)
+    check_backend(backend)
+    if choose_backend(backend, y) == "triton":
+        from . import autograd
+
+        return autograd.tonality_blend(y, strength, *weights_cast, eps)
+    return reference.tonality_blend(y, strength, *weights_cast, eps)
+
+
+def windowed_tonality(
+    x: Tensor,
+    start: Tensor,
+    ratio: Tensor,
+    strength: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    window: int,
+    *,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """`tonality_blend(resample_windows(x, start, ratio, window), strength, ...)` in one call.
+
+    Arguments, convention and errors are those of the two functions; the Triton backend fuses them, never writes the
+    resampled windows to memory, and keeps only the inputs for the backward pass.
+
+    Returns:
+        `[B, P, C, W]`, dtype of x, contiguous.
+    """
+    weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
+    start, ratio, x, strength, *weights_cast = _autocast((start, ratio), (x, strength, *weights))
+    check_source(x, start, ratio, window)
+    check_tonality("x", x, start.shape[1], strength, _named(weights_cast), eps)
+    check_backend(backend)
+    if choose_backend(backend, x) == "triton":
+        from . import autograd
+
+        return autograd.windowed_tonality(x, start, ratio, strength, *weights_cast, window, eps)
+    return reference.windowed_tonality(x, start, ratio, strength, *weights_cast, window, eps)
+
+
+def _named(weights: list[Tensor]) -> dict[str, object]:
+    names = ("depthwise_weight", "depthwise_bias", "pointwise_weight", "pointwise_bias", "norm_weight", "norm_bias")
+    return dict(zip(names, weights, strict=True))

@@ -1,0 +1,148 @@
+"""The specification: window resampling and the tonality blend in plain PyTorch.
+
+Any dtype, any device, differentiable by autograd in every argument. 16-bit inputs are computed in float32 and rounded
+once, at the end. Positions are computed in float64 whatever the dtype, so that a long clip costs no accuracy: at
+T = 200,000 frames a float32 position is already off by 1/128 of a frame.
+
+`interpolate_windows` beside them is the loop that this package replaces: oracle for integer windows, and baseline of
+the benchmarks. Nothing here checks its arguments (`functional` does) and nothing here imports Triton.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Any finite start or ratio beyond these clamps to the same frame; infinities are brought inside so that they do too
+# (-inf + inf would be NaN). NaN passes through a clamp and marks its own window.
+START_LIMIT = 1e12
+RATIO_LIMIT = 1e9
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for 16-bit and 32-bit inputs, float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _position_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def window_positions(start: Tensor, ratio: Tensor, window: int, frames: int) -> Tensor:
+    """Source position of every output frame, in frames: `[..., W]` from `start`, `ratio` `[...]`.
+
+    Convention
+    ----------
+    With v(t) = (t + 1/2)·ratio − 1/2 (frame centres at integers, as `align_corners=False`):
+
+        u(t) = clamp(v(t), 0, max(ratio·W − 1, 0))        the window's own edges; idle for ratio ≥ 1
+        p(t) = clamp(start + u(t), 0, frames − 1)         the clip's edges
+
+    Derivatives are right-hand ones: ∂p/∂start = [0 ≤ start + u < frames − 1], and ∂p/∂ratio is that times 0 (v < 0),
+    W (v beyond the last frame of the window; 0 if ratio·W < 1) or t + 1/2. `torch.where` pins them down; the gradient
+    of `torch.clamp` at a tie differs between PyTorch versions.
+    """
+    start = start.clamp(-START_LIMIT, START_LIMIT)[..., None]
+    ratio = ratio.clamp(-RATIO_LIMIT, RATIO_LIMIT)[..., None]
+    t = torch.arange(window, device=start.device, dtype=start.dtype)
+    v = (t + 0.5) * ratio - 0.5  # [..., W]
+    length = ratio * window
+    last = torch.where(length >= 1, length - 1, 0.0)  # [..., 1]
+    u = torch.where(v < 0, 0.0, torch.where(v > last, last, v))
+    free = start + u
+    held = free.detach().clamp(0, frames - 1)
+    return torch.where((free >= 0) & (free < frames - 1), free, held)
+
+
+def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
+    """`[B, C, T]` -> `[B, P, C, W]`; see `functional.resample_windows`."""
+    batch, channels, frames = x.shape
+    pairs = start.shape[1]
+    compute = compute_dtype(x.dtype)
+    positions = _position_dtype(x)
+    p = window_positions(start.to(positions), ratio.to(positions), window, frames)  # [B, P, W]
+    left = p.detach().nan_to_num(0.0).floor()
+    f = (p - left).to(compute)[:, :, None]  # [B, P, 1, W]; NaN marks its whole window
+    left = left.long()
+    right = (left + 1).clamp(max=frames - 1)
+
+    def frames_at(index: Tensor) -> Tensor:
+        index = index.reshape(batch, 1, pairs * window).expand(-1, channels, -1)
+        return x.gather(2, index).to(compute).view(batch, channels, pairs, window).transpose(1, 2)
+
+    y = (1 - f) * frames_at(left) + f * frames_at(right)
+    return y.to(x.dtype).contiguous()
+
+
+def tonality_blend(
+    y: Tensor,
+    strength: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`[B, P, C, W]` -> `[B, P, C, W]`; see `functional.tonality_blend`."""
+    batch, pairs, channels, window = y.shape
+    compute = compute_dtype(y.dtype)
+    weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
+    dw, db, pw, pb, gamma, beta = (w.to(compute) for w in weights)
+    s = strength.to(compute)[:, :, None, None]
+    y_wide = y.to(compute)
+    z = F.conv1d(y_wide.reshape(batch * pairs, channels, window), dw, db, padding=dw.shape[-1] // 2, groups=channels)
+    u = F.conv1d(z, pw, pb)  # [B·P, C, W]
+    v = F.layer_norm(u.transpose(1, 2), (channels,), gamma, beta, eps)  # [B·P, W, C]
+    v = v.transpose(1, 2).reshape(batch, pairs, channels, window)
+    return ((1 - s) * y_wide + s * v).to(y.dtype).contiguous()
+
+
+def windowed_tonality(
+    x: Tensor,
+    start: Tensor,
+    ratio: Tensor,
+    strength: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor,
+    pointwise_weight: Tensor,
+    pointwise_bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    window: int,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Both in turn, with 16-bit inputs rounded once, at the end; see `functional.windowed_tonality`."""
+    wide = compute_dtype(x.dtype)
+    y = resample_windows(x.to(wide), start, ratio, window)
+    out = tonality_blend(
+        y,
+        strength,
+        depthwise_weight,
+        depthwise_bias,
+        pointwise_weight,
+        pointwise_bias,
+        norm_weight,
+        norm_bias,
+        eps,
+    )
+    return out.to(x.dtype)
+
+
+def interpolate_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
+    """The loop that `resample_windows` replaces: one slice and one `F.interpolate` per sample and pair.
+
+    `[B, C, T]` -> `[B, P, C, W]`. `int(...)` truncates start and length to whole frames, waits for the device at each
+    call, and cuts every gradient to start and ratio. Equal to `resample_windows` where both are whole already and the
+    window lies inside the clip.
+    """
+    rows = []
+    for b in range(start.shape[0]):
+        for p in range(start.shape[1]):
+            begin = int(start[b, p].item())
+            length = int(ratio[b, p].item() * window)
+            cut = x[b : b + 1, :, begin : begin + length]
+            rows.append(F.interpolate(cut, size=window, mode="linear", align_corners=False))
+    return torch.cat(rows).view(*start.shape, x.shape[1], window)
