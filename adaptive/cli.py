@@ -1,0 +1,120 @@
+"""`adaptive-window`: demo, encode, train, compose, plot.
+
+A mistake of the user's ends with one line that names it and exit code 2; anything else that goes wrong keeps its
+traceback. Commands import what they need when they run, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from .config import (
+    ComposeConfig,
+    DemoConfig,
+    EncodeConfig,
+    PlotConfig,
+    TrainConfig,
+    UsageError,
+    add_flags,
+    cache_folder,
+)
+
+
+def demo(config: DemoConfig) -> None:
+    from .demo import run_demo
+
+    run_demo(config)
+
+
+def encode(config: EncodeConfig) -> None:
+    from .audio.cache import LatentCache
+    from .audio.codec import load_codec
+    from .audio.files import find_audio
+    from .training.loop import choose_device
+
+    device = choose_device(config.device)
+    paths = find_audio(config.data)
+    codec = load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
+    folder = cache_folder(config.cache)
+    LatentCache(folder, codec).encode_all(paths, progress=True)
+    print(f"{len(paths)} files as {codec.name} latents in {folder}")
+
+
+def train(config: TrainConfig) -> None:
+    from .training.run import run_training
+
+    result = run_training(config)
+    print(
+        f"step {result.summary['steps']}: held-out loss {result.final.loss:.4f}, best {result.summary['best_held_out_loss']:.4f}"
+    )
+    print(result.final.windows.table())
+    print(f"checkpoints, pictures and audio are in {result.out}")
+
+
+def compose(config: ComposeConfig) -> None:
+    from .inference.compose import compose_file
+
+    report = compose_file(config)
+    print(f"{report['output']}: {report['seconds']:.2f} s, peak {report['peak']:.3f}, RMS {report['rms']:.3f}")
+
+
+def plot(config: PlotConfig) -> None:
+    from .inference.compose import plot_file
+
+    plot_file(config)
+    print(config.output)
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
+    "demo": (DemoConfig, demo, "make music, train on it, compose, and draw the windows: no data needed"),
+    "encode": (EncodeConfig, encode, "fill the latent cache from a folder of songs"),
+    "train": (TrainConfig, train, "train windows and composer on a folder of songs"),
+    "compose": (ComposeConfig, compose, "compose a 16 s pattern from two songs"),
+    "plot": (PlotConfig, plot, "draw the windows chosen for two songs"),
+}
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="adaptive-window",
+        description="Learns which windows of two songs to compose new patterns from.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(dest="command", required=True)
+    for name, (config, _, text) in COMMANDS.items():
+        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        command.add_argument("--config", action="config", help="YAML file of any of these options")
+        add_flags(command, config)
+        commands.add_subcommand(name, command, help=text)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = build_parser().parse_args(arguments)
+    config, run, _ = COMMANDS[parsed.command]
+    values = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}
+    try:
+        run(config(**values))
+    except user_errors() as error:
+        print(f"adaptive-window {parsed.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """What a user can mend. Called when something was raised, so it costs no import before."""
+    from .audio.codec import CodecUnavailable
+    from .audio.dataset import DataError
+    from .audio.files import AudioError
+
+    return UsageError, AudioError, DataError, CodecUnavailable
+
+
+if __name__ == "__main__":
+    sys.exit(main())

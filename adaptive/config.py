@@ -1,0 +1,200 @@
+"""What the commands can be told: one dataclass a command, one field a flag, defaults and help beside it.
+
+`add_flags` turns a dataclass into command-line flags (`max_steps` becomes `--max-steps`); the same names are the keys
+of a `--config` YAML file and of the effective config that a run saves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+
+CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
+Device = Literal["auto", "cpu", "cuda"]
+
+if TYPE_CHECKING:
+    AtLeastOne = float  # type checkers take no type that is made by a call
+else:
+    AtLeastOne = restricted_number_type("AtLeastOne", float, (">=", 1.0), docstring="a number of at least 1")
+
+
+class UsageError(ValueError):
+    """A mistake in what a command was given: its message is all that the user needs to see. Exit code 2."""
+
+
+def flag(default: Any = dataclasses.MISSING, text: str = "", **metadata: Any) -> Any:
+    """A dataclass field that is a command-line flag with this help."""
+    return dataclasses.field(default=default, metadata={"help": text, **metadata})
+
+
+def positional(text: str) -> Any:
+    return flag(text=text, positional=True)
+
+
+@dataclass(kw_only=True)
+class CodecOptions:
+    """Which codec turns audio into latents and back, and where its weights are."""
+
+    codec: CodecName = flag("mel", "codec of the latents; mel needs no weights")
+    weights: Path | None = flag(None, "file or folder with the codec's weights (default: hub caches, then a download)")
+    random_codec: bool = flag(False, "randomly initialized codec: only for trying the plumbing, marked everywhere")
+    cache: Path | None = flag(None, "folder of the latent cache (default: adaptive-window in the user's cache folder)")
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Where songs come from, and how they become pairs of clips."""
+
+    data: Path = flag(text="folder of songs, or of NAME_input.* with NAME_target.* in train/ and val/")
+    unity_test: bool = flag(False, "sanity mode: the target is the input itself")
+    shuffle_targets: bool = flag(False, "sanity mode: targets are exchanged among songs")
+    max_bad: NonNegativeFloat = flag(0.05, "share of unreadable or too short files that ends the run")
+    seed: NonNegativeInt = flag(0, "seed of the split, the crops, the initialization and the dropout")
+
+
+@dataclass(kw_only=True)
+class TrainConfig(CodecOptions, DataOptions):
+    """Everything that `adaptive-window train` can be told."""
+
+    out: Path = flag(text="folder of the run: checkpoints, logs, pictures, audio, config")
+    resume: bool = flag(False, "go on from the last checkpoint in --out")
+    device: Device = flag("auto", "where to train; auto takes CUDA where there is one")
+    workers: NonNegativeInt = flag(0, "data loader processes")
+
+    num_pairs: PositiveInt = flag(3, "pairs of windows")
+    clip_seconds: PositiveFloat = flag(24.0, "length of the clips that windows are chosen from")
+    window_seconds: PositiveFloat = flag(16.0, "length of the composed pattern")
+    max_ratio: AtLeastOne = flag(1.5, "strongest compression in time")
+
+    max_steps: PositiveInt = flag(2000, "optimizer steps in all")
+    batch_size: PositiveInt = flag(4, "pairs of clips a step")
+    clips_per_song: PositiveInt = flag(8, "random clips of every song an epoch")
+    learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
+    weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
+    schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
+    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
+    clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
+    precision: Literal["auto", "float32", "bf16"] = flag("auto", "autocast; auto is bf16 on CUDA, float32 on CPU")
+    compile: bool = flag(False, "torch.compile the agent")
+    patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
+    max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")
+
+    spectral: Literal["decoded", "latent"] = flag(
+        "decoded", "spectral loss: STFT of decoded audio (log-mel distance for the mel codec), or distance of latents"
+    )
+    spectral_weight: NonNegativeFloat = flag(1.0, "weight of the spectral loss")
+    decode_seconds: PositiveFloat = flag(4.0, "seconds of each pattern that the decoded loss looks at in a step")
+    novelty_weight: NonNegativeFloat = flag(0.1, "weight of the mean of the pairs' own losses")
+    overlap_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on pairs that choose the same region")
+    ratio_diversity_weight: NonNegativeFloat = flag(0.0, "weight of the reward for ratios that differ among pairs")
+    rhythm_weight: NonNegativeFloat = flag(0.0, "weight of rhythm matching between the two windows of a pair")
+    envelope_copy_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on copying a source's loudness envelope")
+
+    log_every: PositiveInt = flag(10, "steps between log entries")
+    examples: NonNegativeInt = flag(1, "held-out examples whose audio and picture are written at each evaluation")
+    tensorboard: bool = flag(True, "write TensorBoard logs to OUT/tensorboard")
+    mlflow: bool = flag(False, "log to MLflow too (sqlite store OUT/mlflow.db unless MLFLOW_TRACKING_URI is set)")
+
+
+@dataclass(kw_only=True)
+class EncodeConfig(CodecOptions):
+    """Everything that `adaptive-window encode` can be told."""
+
+    data: Path = flag(text="folder of audio files, searched recursively")
+    device: Device = flag("auto", "where to encode")
+
+
+@dataclass(kw_only=True)
+class SongPairOptions:
+    """Two songs, the checkpoint that chooses their windows, and which 24 s of each."""
+
+    input: Path = positional("the input song")
+    target: Path = positional("the target song")
+    checkpoint: Path = flag(text="checkpoint of a training run (OUT/best.safetensors or OUT/last.safetensors)")
+    at: NonNegativeFloat = flag(0.0, "second at which the clip begins in the songs")
+    at_target: NonNegativeFloat | None = flag(None, "the same for the target, where it differs")
+    weights: Path | None = flag(None, "file or folder with the codec's weights")
+    random_codec: bool = flag(False, "accept a checkpoint made with a randomly initialized codec")
+    device: Device = flag("auto", "where to run")
+
+
+@dataclass(kw_only=True)
+class ComposeConfig(SongPairOptions):
+    """Everything that `adaptive-window compose` can be told."""
+
+    output: Path = flag(text="WAV file to write; a JSON of the windows is written beside it", short="-o")
+    pick: str = flag("mean", "mean of all pairs, best (least loss), or the number of one pair from 0")
+
+
+@dataclass(kw_only=True)
+class PlotConfig(SongPairOptions):
+    """Everything that `adaptive-window plot` can be told."""
+
+    output: Path = flag(text="picture to write (.png, .svg or .pdf)", short="-o")
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """Everything that `adaptive-window demo` can be told."""
+
+    out: Path = flag(Path("demo-out"), "folder for songs, patterns, pictures and metrics")
+    max_steps: PositiveInt = flag(36, "training steps")
+    batch_size: PositiveInt = flag(2, "pairs of clips a step")
+    codec: Literal["auto", "mel", "encodec-24khz", "encodec-32khz"] = flag(
+        "auto", "auto is EnCodec 32 kHz where its weights are at hand or can be fetched, else mel"
+    )
+    weights: Path | None = flag(None, "file or folder with the codec's weights")
+    random_codec: bool = flag(False, "randomly initialized codec: only for trying the plumbing, marked everywhere")
+    seed: NonNegativeInt = flag(0, "seed of the music and of the training")
+    device: Device = flag("auto", "where to run")
+
+
+def add_flags(parser: ArgumentParser, config: type) -> None:
+    """Every field of the dataclass as an argument of `parser`; a boolean is a bare flag (`--no-...` where it is on)."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        text = field.metadata["help"]
+        if field.metadata.get("positional"):
+            parser.add_argument(field.name, type=hints[field.name], help=text)
+            continue
+        names = [f"--{field.name.replace('_', '-')}"]
+        if "short" in field.metadata:
+            names.insert(0, field.metadata["short"])
+        if hints[field.name] is bool:
+            if field.default:
+                names = [name.replace("--", "--no-", 1) for name in names]
+            action = "store_false" if field.default else "store_true"
+            parser.add_argument(*names, dest=field.name, action=action, default=field.default, help=text)
+        elif field.default is dataclasses.MISSING:
+            parser.add_argument(*names, dest=field.name, type=hints[field.name], required=True, help=text)
+        else:
+            parser.add_argument(*names, dest=field.name, type=hints[field.name], default=field.default, help=text)
+
+
+def cache_folder(chosen: Path | None) -> Path:
+    """Where latents are cached: the folder chosen, else `adaptive-window` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    if chosen is not None:
+        return chosen
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-window"
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The dataclass as JSON and YAML can hold it."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def from_plain(config: type, values: dict[str, Any]) -> Any:
+    """The reverse of `to_plain`; keys that the dataclass does not know are an error."""
+    hints = typing.get_type_hints(config)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UsageError(f"unknown configuration keys: {', '.join(unknown)}")
+    paths = {key for key, hint in hints.items() if hint is Path or Path in typing.get_args(hint)}
+    return config(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})

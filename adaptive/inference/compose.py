@@ -1,0 +1,155 @@
+"""`adaptive-window compose` and `plot`: two songs and a checkpoint in, a 16 s pattern or a picture out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..audio.codec import Codec, load_codec
+from ..audio.files import AudioError, read_audio, write_audio
+from ..config import ComposeConfig, PlotConfig, SongPairOptions, UsageError
+from ..model.agent import AdaptiveWindowCreativeAgent
+from ..plots import save_figure, windows_figure
+from ..training.checkpoint import build_agent, load_checkpoint
+from ..training.evaluation import pairs_in_seconds
+from ..training.loop import choose_device
+
+
+@dataclass
+class Session:
+    """A trained agent with its codec, and the two clips as latents `[1, C, T]`."""
+
+    agent: AdaptiveWindowCreativeAgent
+    codec: Codec
+    x: Tensor
+    y: Tensor
+    random_codec: bool
+
+    @property
+    def window_seconds(self) -> float:
+        return self.agent.window_frames / self.codec.frame_rate
+
+    @property
+    def clip_seconds(self) -> float:
+        return self.x.shape[-1] / self.codec.frame_rate
+
+
+def open_session(options: SongPairOptions) -> Session:
+    """Loads checkpoint, codec and both clips.
+
+    Raises:
+        UsageError, AudioError, CodecUnavailable: each names the file or option at fault.
+    """
+    device = choose_device(options.device)
+    checkpoint = load_checkpoint(options.checkpoint)
+    made_with = checkpoint.info["codec"]
+    if made_with["random"] and not options.random_codec:
+        raise UsageError(
+            f"{options.checkpoint} was trained on a randomly initialized codec: what it composes is noise. "
+            "Add --random-codec to run it all the same"
+        )
+    codec = load_codec(made_with["name"], weights=options.weights, random=made_with["random"], device=str(device))
+    if codec.fingerprint != made_with["fingerprint"]:
+        raise UsageError(
+            f"{options.checkpoint} was trained with other {codec.name} weights (fingerprint "
+            f"{made_with['fingerprint']}, these have {codec.fingerprint}); name the right ones with --weights"
+        )
+    agent = build_agent(checkpoint, options.checkpoint).to(device).eval()
+    frames = checkpoint.info["clip_frames"]
+    at_target = options.at if options.at_target is None else options.at_target
+    x = encode_clip(options.input, options.at, frames, codec).to(device)
+    y = encode_clip(options.target, at_target, frames, codec).to(device)
+    return Session(agent, codec, x, y, made_with["random"])
+
+
+def encode_clip(path: Path, at: float, frames: int, codec: Codec) -> Tensor:
+    """The clip of `frames` latent frames that begins at second `at` of a song, `[1, C, frames]`.
+
+    Raises:
+        AudioError: unreadable, or the song ends before the clip does.
+    """
+    audio = read_audio(path, codec.sample_rate)
+    begin, length = round(at * codec.sample_rate), frames * codec.hop
+    if audio.shape[-1] < begin + length:
+        have, need = audio.shape[-1] / codec.sample_rate, (begin + length) / codec.sample_rate
+        raise AudioError(f"{path}: {have:.2f} s long, but the clip at {at:g} s ends at {need:.2f} s")
+    with torch.no_grad():
+        return codec.encode(audio[None, :, begin : begin + length])
+
+
+def parse_pick(text: str, num_pairs: int) -> str | int:
+    if text in ("mean", "best"):
+        return text
+    if text.isdecimal() and int(text) < num_pairs:
+        return int(text)
+    raise UsageError(f"--pick {text}: must be mean, best or a pair's number from 0 to {num_pairs - 1}")
+
+
+def compose_file(config: ComposeConfig) -> dict[str, Any]:
+    """Writes the pattern as WAV and its windows, in seconds, as JSON beside it; returns what the JSON holds."""
+    if config.output.suffix.lower() != ".wav":
+        raise UsageError(f"-o {config.output}: the pattern is written as WAV, so its name must end in .wav")
+    if not config.output.parent.is_dir():
+        raise UsageError(f"-o {config.output}: there is no folder {config.output.parent}")
+    session = open_session(config)
+    pick = parse_pick(config.pick, session.agent.num_pairs)
+    latents = session.agent.compose(session.x, session.y, pick=pick)  # [1, C, W]
+    with torch.no_grad():
+        audio = session.codec.decode(latents)[0].cpu()  # [1, N]
+        windows = session.agent.window_selector(session.x, session.y)
+    comment = "made with random codec weights" if session.random_codec else None
+    write_audio(config.output, audio, session.codec.sample_rate, comment=comment)
+    report = {
+        "input": str(config.input),
+        "target": str(config.target),
+        "output": str(config.output),
+        "pick": config.pick,
+        "codec": session.codec.name,
+        "random_codec": session.random_codec,
+        "clip_seconds": session.clip_seconds,
+        "clip_at": {
+            "input": config.at,
+            "target": config.at if config.at_target is None else config.at_target,
+        },
+        "seconds": audio.shape[-1] / session.codec.sample_rate,
+        "sample_rate": session.codec.sample_rate,
+        "peak": float(audio.abs().max()),
+        "rms": float(audio.square().mean().sqrt()),
+        "pairs": [
+            {
+                "start_input_s": pair.start_input,
+                "end_input_s": pair.start_input + pair.ratio_input * session.window_seconds,
+                "ratio_input": pair.ratio_input,
+                "start_target_s": pair.start_target,
+                "end_target_s": pair.start_target + pair.ratio_target * session.window_seconds,
+                "ratio_target": pair.ratio_target,
+                "strength": pair.strength,
+            }
+            for pair in pairs_in_seconds(windows, session.codec)
+        ],
+    }
+    config.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def plot_file(config: PlotConfig) -> None:
+    """Writes the picture of a checkpoint's windows over two songs."""
+    if config.output.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
+    session = open_session(config)
+    with torch.no_grad():
+        windows = session.agent.window_selector(session.x, session.y)
+    figure = windows_figure(
+        session.x[0].cpu().numpy(),
+        session.y[0].cpu().numpy(),
+        pairs_in_seconds(windows, session.codec),
+        clip_seconds=session.clip_seconds,
+        window_seconds=session.window_seconds,
+        title=f"{config.input.name} and {config.target.name}",
+    )
+    save_figure(figure, config.output)

@@ -1,0 +1,106 @@
+"""Held-out figures, and held-out examples to hear and see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..audio.codec import Codec
+from ..audio.dataset import ClipDataset
+from ..audio.files import write_audio
+from ..model.agent import AdaptiveWindowCreativeAgent
+from ..plots import PairWindows, figure_image, save_figure, windows_figure
+from .objective import Objective
+from .report import COLUMNS, WindowReport
+
+if TYPE_CHECKING:
+    from .logging import RunLog
+    from .loop import Trainer
+
+
+@dataclass
+class Evaluation:
+    """Mean loss and its parts over the held-out set, and the windows chosen there."""
+
+    step: int
+    loss: float
+    parts: dict[str, float]
+    windows: WindowReport
+
+
+@torch.no_grad()
+def evaluate(
+    agent: AdaptiveWindowCreativeAgent,
+    objective: Objective,
+    dataset: ClipDataset,
+    batch_size: int,
+    device: torch.device,
+    window_seconds: float,
+    step: int,
+) -> Evaluation:
+    """In eval mode, at fixed crops; every example counts alike."""
+    was_training = agent.training
+    agent.eval()
+    total, parts, count = 0.0, {}, 0
+    windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    for batch in DataLoader(dataset, batch_size=batch_size):
+        x, y = batch["input"].to(device), batch["target"].to(device)
+        outputs, losses, metadata = agent(x, y)
+        loss, found = objective(outputs, losses, metadata["windows"], x, y, random_stretch=False)
+        total += float(loss) * len(x)
+        for name, value in found.items():
+            parts[name] = parts.get(name, 0.0) + float(value) * len(x)
+        count += len(x)
+        for name in COLUMNS:
+            windows[name].append(metadata["windows"][name].double().cpu().numpy())
+    agent.train(was_training)
+    report = WindowReport(
+        {name: np.concatenate(values) for name, values in windows.items()}, objective.codec.frame_rate, window_seconds
+    )
+    return Evaluation(step, total / count, {name: value / count for name, value in parts.items()}, report)
+
+
+def pairs_in_seconds(windows: dict[str, torch.Tensor], codec: Codec, index: int = 0) -> list[PairWindows]:
+    """The windows of one sample of a batch, in seconds."""
+    numbers = {name: windows[name][index].double().cpu() for name in COLUMNS}
+    return [
+        PairWindows(
+            start_input=float(numbers["start_input"][p]) / codec.frame_rate,
+            start_target=float(numbers["start_target"][p]) / codec.frame_rate,
+            ratio_input=float(numbers["ratio_input"][p]),
+            ratio_target=float(numbers["ratio_target"][p]),
+            strength=float(numbers["strength"][p]),
+        )
+        for p in range(len(numbers["strength"]))
+    ]
+
+
+def write_examples(trainer: Trainer, log: RunLog) -> None:
+    """Audio (the mean of all pairs) and window pictures of the first held-out examples, under `out/examples`."""
+    folder = trainer.config.out / "examples"
+    folder.mkdir(exist_ok=True)
+    agent, codec, step = trainer.agent, trainer.codec, trainer.progress.step
+    for k in range(min(trainer.config.examples, len(trainer.held_out))):
+        item = trainer.held_out[k]
+        x, y = (item[key][None].to(trainer.device) for key in ("input", "target"))
+        latents = agent.compose(x, y, pick="mean")
+        with torch.no_grad():
+            audio = codec.decode(latents)[0].cpu()
+            windows = agent.window_selector(x, y)
+        comment = "random codec weights" if codec.random else None
+        write_audio(folder / f"step{step:06d}-{k}.wav", audio, codec.sample_rate, comment=comment)
+        figure = windows_figure(
+            item["input"].numpy(),
+            item["target"].numpy(),
+            pairs_in_seconds(windows, codec),
+            clip_seconds=item["input"].shape[-1] / codec.frame_rate,
+            window_seconds=trainer.config.window_seconds,
+            title=f"windows at step {step}",
+        )
+        save_figure(figure, folder / f"step{step:06d}-{k}.png")
+        log.audio(step, f"composed/{k}", audio.flatten().clamp(-1, 1).numpy(), codec.sample_rate)
+        log.picture(step, f"windows/{k}", figure_image(figure))

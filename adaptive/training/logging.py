@@ -1,0 +1,89 @@
+"""Where a run's figures go: `metrics.jsonl` always, TensorBoard and MLflow where asked for.
+
+A log is never worth a run: a failing TensorBoard or MLflow is named once and dropped; training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal, without disturbing a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
+
+
+class RunLog:
+    """Scalars, audio and pictures of one run, to every log that works."""
+
+    def __init__(self, out: Path, config: dict[str, Any], *, tensorboard: bool, mlflow: bool) -> None:
+        self.out = out
+        self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writer: Any = None
+        self._mlflow: Any = None
+        if tensorboard:
+            self._guarded("TensorBoard", lambda: self._open_tensorboard())
+        if mlflow:
+            self._guarded("MLflow", lambda: self._open_mlflow(config))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        if self._writer is not None:
+            self._guarded("TensorBoard", lambda: [self._writer.add_scalar(k, v, step) for k, v in values.items()])
+        if self._mlflow is not None:
+            self._guarded("MLflow", lambda: self._mlflow.log_metrics(values, step=step))
+
+    def audio(self, step: int, name: str, samples: NDArray[np.float32], sample_rate: int) -> None:
+        """`samples` `[N]` in [-1, 1]."""
+        if self._writer is not None:
+            self._guarded("TensorBoard", lambda: self._writer.add_audio(name, samples[None], step, sample_rate))
+
+    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """`image` `[height, width, 3]`."""
+        if self._writer is not None:
+            self._guarded("TensorBoard", lambda: self._writer.add_image(name, image, step, dataformats="HWC"))
+
+    def close(self) -> None:
+        self._metrics.close()
+        if self._writer is not None:
+            self._guarded("TensorBoard", self._writer.close)
+        if self._mlflow is not None:
+            self._guarded("MLflow", self._mlflow.end_run)
+
+    def _open_tensorboard(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.out / "tensorboard"))
+
+    def _open_mlflow(self, config: dict[str, Any]) -> None:
+        import mlflow
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for every table of a new sqlite store
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            mlflow.set_tracking_uri(f"sqlite:///{(self.out / 'mlflow.db').resolve()}")
+        mlflow.set_experiment("adaptive-window")
+        mlflow.start_run(run_name=self.out.name)
+        self._mlflow = mlflow
+        mlflow.log_params(config)
+
+    def _guarded(self, name: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a logging library raises: never the run's end
+            note(f"warning: {name} failed ({type(error).__name__}: {error}); this run goes on without it")
+            if name == "MLflow":
+                self._mlflow = None
+            else:
+                self._writer = None
