@@ -1,0 +1,125 @@
+"""`adaptive-window demo`: music, training, patterns and a picture in a few minutes, with no data and no network.
+
+Everything it writes is under `--out`:
+
+    songs/                        synthesized pieces, as train/ and val/ pairs
+    input.wav, target.wav         the held-out pair
+    composed_mean.wav, composed_pair0.wav, ...    16 s patterns composed from it
+    windows.png, trajectory.png   which windows, and how they moved in training
+    metrics.json, config.yaml     figures of the run and its effective configuration
+    run/                          the training run itself (checkpoints, logs)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from .audio.codec import CodecUnavailable, load_codec
+from .audio.synthesis import write_demo_set
+from .config import ComposeConfig, DemoConfig, PlotConfig, TrainConfig, UsageError
+from .inference.compose import compose_file, plot_file
+from .training.logging import note
+from .training.run import run_training
+
+TRAINING_SONGS = 4
+PRETRAINED = "encodec-24khz"  # the smaller of the two: the demo has to stay within minutes on a CPU
+
+
+def choose_codec(config: DemoConfig) -> str:
+    """The codec asked for; for `auto`, EnCodec where its weights can be had within seconds, else mel, saying so."""
+    if config.codec != "auto":
+        return config.codec
+    if config.random_codec:
+        raise UsageError("--random-codec: name the codec to initialize randomly with --codec")
+    try:
+        load_codec(PRETRAINED, weights=config.weights, device="cpu")
+    except CodecUnavailable as error:
+        if config.weights is not None:
+            raise
+        note(f"no EnCodec weights ({str(error).splitlines()[0]}): using the embedded mel codec, which needs none")
+        return "mel"
+    return PRETRAINED
+
+
+def prepare(out: Path) -> Path:
+    """The run's folder; an earlier demo's is replaced, anybody else's is refused."""
+    run = out / "run"
+    if run.exists():
+        if not (out / "metrics.json").exists():
+            raise UsageError(f"{run} exists and is no finished demo's: name another --out")
+        shutil.rmtree(run)
+    return run
+
+
+def run_demo(config: DemoConfig) -> dict[str, Any]:
+    """Runs the demo and returns what `metrics.json` holds."""
+    began = time.perf_counter()
+    if config.out.exists() and not config.out.is_dir():
+        raise UsageError(f"--out {config.out} is a file; name a folder")
+    codec = choose_codec(config)
+    run = prepare(config.out)
+    songs = config.out / "songs"
+    note(f"synthesizing {TRAINING_SONGS + 1} pairs of 24 s pieces (seed {config.seed})")
+    write_demo_set(songs, pairs=TRAINING_SONGS, val=1, seed=config.seed)
+    result = run_training(
+        TrainConfig(
+            data=songs,
+            out=run,
+            codec=codec,  # type: ignore[arg-type]  # choose_codec returns one of the names
+            weights=config.weights,
+            random_codec=config.random_codec,
+            cache=config.out / "latents",
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            spectral="decoded" if codec == "mel" else "latent",  # decoding EnCodec in each step takes a GPU
+            device=config.device,
+            seed=config.seed,
+        )
+    )
+    composed = write_patterns(config, run, songs)
+    shutil.copy(run / "trajectory.png", config.out / "trajectory.png")
+    shutil.copy(run / "config.yaml", config.out / "config.yaml")
+    metrics = {**result.summary, "patterns": composed, "seconds": time.perf_counter() - began}
+    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    print_table(config, metrics)
+    print(result.final.windows.table())
+    return metrics
+
+
+def write_patterns(config: DemoConfig, run: Path, songs: Path) -> list[dict[str, Any]]:
+    """Composes every pick from the held-out pair, draws its windows, and puts the pair itself beside them."""
+    held_out = songs / "val"
+    source = next(held_out.glob("*_input.wav"))
+    target = next(held_out.glob("*_target.wav"))
+    shutil.copy(source, config.out / "input.wav")
+    shutil.copy(target, config.out / "target.wav")
+    shared: dict[str, Any] = {
+        "input": config.out / "input.wav",
+        "target": config.out / "target.wav",
+        "checkpoint": run / "best.safetensors",
+        "weights": config.weights,
+        "random_codec": config.random_codec,
+        "device": config.device,
+    }
+    names = {"mean": "mean", **{str(pair): f"pair{pair}" for pair in range(3)}}
+    reports = [
+        compose_file(ComposeConfig(output=config.out / f"composed_{name}.wav", pick=pick, **shared))
+        for pick, name in names.items()
+    ]
+    plot_file(PlotConfig(output=config.out / "windows.png", **shared))
+    return reports
+
+
+def print_table(config: DemoConfig, metrics: dict[str, Any]) -> None:
+    print(f"\n{'pattern':<22} {'seconds':>8} {'peak':>6} {'RMS':>6}")
+    for report in metrics["patterns"]:
+        name = Path(report["output"]).name
+        print(f"{name:<22} {report['seconds']:>8.2f} {report['peak']:>6.3f} {report['rms']:>6.3f}")
+    print(
+        f"\n{metrics['steps']} steps of {metrics['seconds_per_step']:.2f} s, codec {metrics['codec']}, "
+        f"held-out loss {metrics['best_held_out_loss']:.4f}; {metrics['seconds']:.0f} s in all; see {config.out}\n"
+    )
