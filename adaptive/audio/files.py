@@ -1,0 +1,207 @@
+"""Audio files in and out, by libsndfile (soundfile) and soxr. Nothing unreadable ever turns into zeros."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES: tuple[str, ...] = (
+    *(".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".w64"),
+    *(".wav", ".wave"),
+)
+"""What `find_audio` looks for: the self-describing formats that libsndfile 1.2 reads."""
+
+_BLOCK_SECONDS = 10.0
+_RATES = range(1000, 768_001)
+# libsndfile quietly cuts a length that reaches beyond the file's end, and notes it in its log in this form.
+_OVERLONG = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+
+
+class AudioError(ValueError):
+    """A file that is no usable audio; the message names it and what is wrong."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{os.fspath(path)!r}: {reason}")
+        self.path, self.reason = Path(path), reason
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)  # so that it comes whole out of a loader's worker process
+
+
+def check_readable(path: str | os.PathLike[str]) -> os.stat_result:
+    """The file's `os.stat`; raises `AudioError` unless it is a regular file, not empty, that may be read.
+
+    A pipe or a device is refused before it is opened: opening one can block for ever.
+    """
+    try:
+        info = os.stat(path)
+    except FileNotFoundError as error:
+        raise AudioError(path, "no such file") from error
+    except OSError as error:  # among them a loop of links
+        raise AudioError(path, f"cannot be opened ({error.strerror})") from error
+    if not stat.S_ISREG(info.st_mode):
+        raise AudioError(path, "not a regular file")
+    if info.st_size == 0:
+        raise AudioError(path, "an empty file")
+    if not os.access(path, os.R_OK):
+        raise AudioError(path, "no permission to read it")
+    return info
+
+
+def stream_audio(path: str | os.PathLike[str], sample_rate: int) -> Iterator[np.ndarray]:
+    """Blocks [n] of float32 mono audio at `sample_rate`, about 10 s each, in bounded memory.
+
+    Channels are averaged; another rate is converted by soxr at its HQ setting; N samples at rate r give
+    round(N * sample_rate / r). Raises `AudioError` naming the file: missing, not a regular file, no audio, empty,
+    shorter than its header says, NaN or infinite samples.
+    """
+    path = Path(path)
+    check_readable(path)
+    try:
+        sound = soundfile.SoundFile(os.fsencode(path))
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
+        raise AudioError(path, "no audio that libsndfile can read") from error
+    with sound:
+        if sound.samplerate not in _RATES:
+            raise AudioError(path, f"a sample rate of {sound.samplerate} Hz")
+        overlong = _OVERLONG.search(sound.extra_info)
+        if overlong and int(overlong[1]) > int(overlong[2]):
+            raise AudioError(
+                path,
+                f"truncated: its header claims {overlong[1]} bytes of audio, the file has {overlong[2]} "
+                "(where the header is what is wrong, as after writing to a pipe, convert the file once)",
+            )
+        yield from _resampled(path, sound, sample_rate)
+
+
+def _resampled(path: Path, sound: soundfile.SoundFile, sample_rate: int) -> Iterator[np.ndarray]:
+    convert = None
+    if sound.samplerate != sample_rate:
+        convert = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
+    size = round(_BLOCK_SECONDS * sound.samplerate)
+    read = 0
+    while True:
+        try:
+            block = sound.read(size, dtype="float32", always_2d=True)  # [n, channels]
+        except soundfile.SoundFileError as error:
+            raise AudioError(path, f"damaged after {read / sound.samplerate:.1f} s") from error
+        if not np.isfinite(block).all():
+            bad = int(np.count_nonzero(~np.isfinite(block)))
+            raise AudioError(path, f"{bad} NaN or infinite samples near {read / sound.samplerate:.1f} s")
+        read += len(block)
+        last = len(block) < size
+        mono = block.mean(axis=1, dtype=np.float32)
+        if convert is not None:
+            mono = convert.resample_chunk(mono, last=last)
+        if mono.size:
+            yield mono
+        if last:
+            break
+    if read == 0:
+        raise AudioError(path, "no samples")
+    # One part in a hundred: the length of an MP3 without an exact index is an estimate.
+    if read < 0.99 * sound.frames:
+        raise AudioError(path, f"truncated: its header claims {sound.frames} samples, {read} can be read")
+
+
+def read_audio(path: str | os.PathLike[str], sample_rate: int) -> Tensor:
+    """The whole file as [1, N] float32: mono (mean over channels) at `sample_rate` (soxr HQ).
+
+    Raises `AudioError` as `stream_audio` does.
+    """
+    blocks = list(stream_audio(path, sample_rate))
+    if not blocks:
+        raise AudioError(path, f"shorter than one sample at {sample_rate} Hz")
+    return torch.from_numpy(np.concatenate(blocks))[None]
+
+
+_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+
+
+def write_audio(
+    path: str | os.PathLike[str],
+    audio: Tensor | np.ndarray,
+    sample_rate: int,
+    comment: str | None = None,
+    *,
+    subtype: str = "PCM_16",
+) -> None:
+    """Write mono audio, [N] or [1, N], as `.wav` or `.flac`, by a temporary file that replaces `path` at the end.
+
+    `subtype` is libsndfile's: "PCM_16" (default), "PCM_24", or "FLOAT" (WAV only). For the PCM types a signal that
+    exceeds 1 is scaled down as a whole to a peak of 0.999, with a warning that states the factor; nothing is clipped.
+    `comment` goes into the file's metadata. Raises `AudioError` where the audio is empty, has NaN or infinite samples,
+    or the file cannot be written.
+    """
+    path = Path(path)
+    samples = torch.as_tensor(audio).detach().to("cpu", torch.float32)
+    if samples.ndim == 2 and samples.shape[0] == 1:
+        samples = samples[0]
+    if samples.ndim != 1:
+        raise ValueError(f"audio must be [N] or [1, N], got shape {list(samples.shape)}")
+    if path.suffix.lower() not in _FORMATS:
+        raise AudioError(path, f"can only be written as {' or '.join(_FORMATS)}, by its suffix")
+    kind = _FORMATS[path.suffix.lower()]
+    if not soundfile.check_format(kind, subtype):
+        raise ValueError(f"subtype must be one that {kind} has, got {subtype!r}")
+    if len(samples) == 0:
+        raise AudioError(path, "not written: the audio is empty")
+    if not bool(samples.isfinite().all()):
+        raise AudioError(path, f"not written: {int((~samples.isfinite()).sum())} NaN or infinite samples")
+    peak = float(samples.abs().max())
+    if subtype != "FLOAT" and peak > 1:
+        log.warning("%r: peak %.3f, scaled by %.3f so that nothing clips", str(path), peak, 0.999 / peak)
+        samples = samples * (0.999 / peak)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        name = os.fsencode(temporary)
+        with soundfile.SoundFile(name, "w", sample_rate, 1, format=kind, subtype=subtype) as sound:
+            if comment is not None:
+                sound.comment = comment
+            sound.write(samples.numpy())
+        os.replace(temporary, path)
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = "no such folder" if not path.parent.is_dir() else str(error)
+        raise AudioError(path, f"cannot be written ({reason})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
+    """Every file below `folder` with one of `AUDIO_SUFFIXES` (any case), sorted.
+
+    Hidden files and folders are skipped; links are followed, each folder once, so that loops end. What stands there
+    under such a name without being audio is listed as well: reading it says what is wrong. Raises `AudioError` where
+    `folder` is no folder or cannot be listed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AudioError(folder, "not a folder" if folder.exists() else "no such folder")
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        raise AudioError(error.filename or folder, f"cannot be listed ({error.strerror})") from error
+
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        info = os.stat(root)
+        if (info.st_dev, info.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = (name for name in files if not name.startswith("."))
+        found += [Path(root, name) for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES]
+    return sorted(found)
