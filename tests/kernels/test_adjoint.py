@@ -5,8 +5,9 @@ from __future__ import annotations
 import adjoint
 import pytest
 import torch
-from adaptive_window.kernels import reference
 from torch import Tensor
+
+from adaptive_window.kernels import reference
 
 NAMES = ("x", "start", "ratio", "strength", "dw", "db", "pw", "pb", "gamma", "beta")
 EPS = 1e-5

@@ -58,7 +58,7 @@ def tonality_blend_backward(
     product: Product = torch.matmul,
 ) -> tuple[Tensor, ...]:
     """Gradients of y, strength and the six weights, in that order."""
-    channels, window = y.shape[2:]
+    channels = y.shape[2]
     taps = depthwise_weight.shape[-1]
     reach = taps // 2
     weight = pointwise_weight[..., 0]
@@ -123,8 +123,8 @@ def windowed_tonality_backward(
 def three_products(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of float32 by three bfloat16 products with float32 sums, as the kernels do it without TF32.
 
-    With a = a₁ + a₂ in bfloat16 (8 significant bits each), a·b ≈ a₁b₁ + a₁b₂ + a₂b₁. Products of two bfloat16 values are
-    exact in float32, so a float32 matmul of the parts is the tensor core's arithmetic up to the order of summation.
+    With a = a₁ + a₂ in bfloat16 (8 significant bits each), a·b ≈ a₁b₁ + a₁b₂ + a₂b₁. Products of two bfloat16 values
+    are exact in float32, so a float32 matmul of the parts is the tensor core's arithmetic up to the order of summation.
     """
 
     def split(value: Tensor) -> tuple[Tensor, Tensor]:
