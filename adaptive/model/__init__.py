@@ -1,1 +1,16 @@
+"""The modules: window selection, resampling, tonality transform, composition. They know nothing of audio or codecs."""
 
+from .agent import AdaptiveWindowCreativeAgent
+from .composer import CompositionalCreativeAgent
+from .compressor import TemporalCompressor
+from .selector import WindowSelector, windows_from_logits
+from .tonality import TonalityReducer
+
+__all__ = [
+    "AdaptiveWindowCreativeAgent",
+    "CompositionalCreativeAgent",
+    "TemporalCompressor",
+    "TonalityReducer",
+    "WindowSelector",
+    "windows_from_logits",
+]

@@ -1,0 +1,160 @@
+"""The whole model: windows chosen, cut, transformed and composed, for all pairs at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .composer import CompositionalCreativeAgent, agent_loss, evaluating
+from .selector import WindowSelector
+from .tonality import TonalityReducer
+
+
+class AdaptiveWindowCreativeAgent(nn.Module):
+    """Chooses P pairs of windows in two clips and composes a new window from each pair.
+
+    All pairs pass the shared compositional agent in one batch of B·P. In training its BatchNorm statistics are
+    therefore joint over the pairs; everything else is per sample, and each pair's loss is its own samples' mean.
+    Nothing in `forward` waits for the device or depends on values, and NaN passes through: the training loop refuses
+    such a step.
+
+    Args:
+        encoding_dim: C, channels of the latents.
+        num_pairs: P, pairs of windows per sample.
+        window_frames: W, frames of every window as composed, at most 2000.
+        max_ratio: the longest window over W (see `windows_from_logits`).
+        kernel_size: taps of the tonality transform's depthwise convolution, odd.
+        component_dim, composer_heads, composer_layers, composer_dim: as `CompositionalCreativeAgent`.
+        dropout: probability everywhere, in training.
+        backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`, for the window kernels.
+    """
+
+    def __init__(
+        self,
+        encoding_dim: int = 128,
+        num_pairs: int = 3,
+        *,
+        window_frames: int = 800,
+        max_ratio: float = 1.5,
+        kernel_size: int = 7,
+        component_dim: int = 64,
+        composer_heads: int = 8,
+        composer_layers: int = 4,
+        composer_dim: int = 512,
+        dropout: float = 0.1,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.window_selector = WindowSelector(
+            encoding_dim, num_pairs, window_frames=window_frames, max_ratio=max_ratio, dropout=dropout
+        )
+        self.tonality_reducer_input = TonalityReducer(encoding_dim, kernel_size, backend=backend)
+        self.tonality_reducer_target = TonalityReducer(encoding_dim, kernel_size, backend=backend)
+        self.creative_agent = CompositionalCreativeAgent(
+            encoding_dim, component_dim, composer_heads, composer_layers, composer_dim=composer_dim, dropout=dropout
+        )
+
+    @property
+    def encoding_dim(self) -> int:
+        return self.window_selector.encoding_dim
+
+    @property
+    def num_pairs(self) -> int:
+        return self.window_selector.num_pairs
+
+    @property
+    def window_frames(self) -> int:
+        return self.window_selector.window_frames
+
+    def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
+        """Two clips `[B, C, T]` of one shape, T ≥ W.
+
+        Returns:
+            outputs: P tensors `[B, C, W]`.
+            losses: P 0-dim tensors, novelty + balance of each pair (`composer.agent_loss`).
+            metadata: `num_pairs`; `pairs`, one dict per pair of detached 0-dim tensors `start_input_mean`,
+                `start_target_mean` (frames), `ratio_input_mean`, `ratio_target_mean`, `tonality_strength_mean`;
+                `windows`, the live `[B, P]` tensors of `WindowSelector.forward`, for regularizers.
+
+        Raises:
+            TypeError: a clip is no floating tensor, or of another dtype than the weights outside autocast.
+            ValueError: a wrong rank, shape, number of channels or device, or T < W.
+        """
+        windows = self.window_selector(x_input, x_target)
+        outputs, terms = self.compose_windows(x_input, x_target, windows)
+        losses = agent_loss(terms.mean(0))  # [P]
+        return [outputs[:, i] for i in range(self.num_pairs)], list(losses.unbind()), self._metadata(windows)
+
+    def compose_windows(self, x_input: Tensor, x_target: Tensor, windows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the agent makes of given windows (`[B, P]` each, any P ≥ 1).
+
+        Returns:
+            outputs `[B, P, C, W]`, and each sample's terms for `composer.agent_loss`, `[B, P, 3]`.
+        """
+        strength = windows["strength"].to(x_input.dtype)
+        cut_input = self.tonality_reducer_input.windowed(
+            x_input, windows["start_input"], windows["ratio_input"], strength, self.window_frames
+        )
+        cut_target = self.tonality_reducer_target.windowed(
+            x_target, windows["start_target"], windows["ratio_target"], strength, self.window_frames
+        )
+        output, terms = self.creative_agent.compose_with_terms(cut_input.flatten(0, 1), cut_target.flatten(0, 1))
+        shape = strength.shape  # (B, P)
+        return output.unflatten(0, shape), terms.unflatten(0, shape)
+
+    @staticmethod
+    def _metadata(windows: dict[str, Tensor]) -> dict[str, Any]:
+        means = {
+            f"{'tonality_strength' if name == 'strength' else name}_mean": value.detach().mean(0)
+            for name, value in windows.items()
+        }
+        pairs = windows["strength"].shape[1]
+        return {
+            "num_pairs": pairs,
+            "pairs": [{name: mean[i] for name, mean in means.items()} for i in range(pairs)],
+            "windows": windows,
+        }
+
+    @torch.no_grad()
+    def compose(self, x_input: Tensor, x_target: Tensor, pick: str | int = "mean") -> tuple[Tensor, dict[str, Any]]:
+        """One composed window per sample, in eval mode and without gradients; each module's mode is restored.
+
+        Args:
+            x_input, x_target: clips `[B, C, T]`, T ≥ W.
+            pick: `"mean"`, the mean of all pairs' outputs; `"best"`, for each sample the pair of least loss; or the
+                number of one pair, 0 to P − 1, for which alone the agent then runs.
+
+        Returns:
+            The output `[B, C, W]`, and metadata as `forward`'s for the windows composed (all P, or one), with `losses`
+            `[B, P]`, every sample's own, and `picked` `[B]`, the pair taken (None for `"mean"`).
+        """
+        self._check_pick(pick)
+        with evaluating(self):
+            windows = self.window_selector(x_input, x_target)
+            if isinstance(pick, int):
+                windows = {name: value[:, pick : pick + 1] for name, value in windows.items()}
+            outputs, terms = self.compose_windows(x_input, x_target, windows)
+        losses = agent_loss(terms)  # [B, P]
+        picked = None
+        if pick == "mean":
+            output = outputs.mean(1)
+        elif pick == "best":
+            picked = losses.argmin(1)
+            output = outputs[torch.arange(len(picked), device=picked.device), picked]
+        else:
+            picked = torch.full_like(losses[:, 0], pick, dtype=torch.long)
+            output = outputs[:, 0]
+        return output, self._metadata(windows) | {"losses": losses, "picked": picked}
+
+    def _check_pick(self, pick: object) -> None:
+        wanted = f"'mean', 'best' or a pair's number, 0 to {self.num_pairs - 1}"
+        if isinstance(pick, bool) or not isinstance(pick, int | str):
+            raise TypeError(f"pick must be {wanted}, got {type(pick).__name__}")
+        if pick not in ("mean", "best") and not (isinstance(pick, int) and 0 <= pick < self.num_pairs):
+            raise ValueError(f"pick must be {wanted}, got {pick!r}")
+
+    def get_component_statistics(self, x_input: Tensor, x_target: Tensor) -> dict[str, float]:
+        """`CompositionalCreativeAgent.get_component_statistics` of the whole clips, before any window is cut."""
+        return self.creative_agent.get_component_statistics(x_input, x_target)

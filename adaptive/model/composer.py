@@ -1,0 +1,224 @@
+"""The compositional agent: musical components of two windows, weighted and recombined by a transformer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import EncoderLayer
+from .validation import check_count, check_probability, check_streams
+
+BRANCHES = ("rhythm", "harmony", "timbre")
+KERNELS = {"rhythm": (3, 5), "harmony": (7, 9), "timbre": (15, 21)}  # short, medium and long stretches of time
+COMPONENTS = tuple(f"{stream}_{branch}" for stream in ("input", "target") for branch in BRANCHES)
+SLOPE = 0.2  # of every LeakyReLU
+MAX_FRAMES = 2000  # positions in the table
+LIMIT = 50.0  # the output's; latents of EnCodec stay within ±30
+BALANCE_WEIGHT = 0.1
+COSINE_EPS = 1e-3  # a frame of smaller norm counts as silent: its cosine fades to 0, and its gradient stays finite
+
+
+class MultiScaleExtractor(nn.Module):
+    """Three branches over time, from short to long kernels: `[N, C, W]` -> three of `[N, component_dim, W]`.
+
+    Each is BatchNorm(LeakyReLU(conv2(LeakyReLU(conv1(x)))) + skip(x)), "same" zero padding.
+    """
+
+    def __init__(self, encoding_dim: int, component_dim: int) -> None:
+        super().__init__()
+        for branch, (first, second) in KERNELS.items():
+            hidden = 2 * component_dim
+            layers = {
+                "conv1": nn.Conv1d(encoding_dim, hidden, first, padding=first // 2),
+                "conv2": nn.Conv1d(hidden, component_dim, second, padding=second // 2),
+                "skip": nn.Conv1d(encoding_dim, component_dim, 1),
+                "norm": nn.BatchNorm1d(component_dim),
+            }
+            for name, layer in layers.items():
+                self.add_module(f"{branch}_{name}", layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Rhythm, harmony, timbre."""
+        return tuple(self._branch(branch, x) for branch in BRANCHES)
+
+    def _branch(self, branch: str, x: Tensor) -> Tensor:
+        conv1, conv2, skip, norm = (getattr(self, f"{branch}_{name}") for name in ("conv1", "conv2", "skip", "norm"))
+        hidden = F.leaky_relu(conv1(x), SLOPE)
+        return norm(F.leaky_relu(conv2(hidden), SLOPE) + skip(x))
+
+
+class PositionalEncoding(nn.Module):
+    """Adds sin(n/10000^(2i/d)) and cos(n/10000^(2i/d)) to channels 2i and 2i + 1 (Vaswani et al. 2017)."""
+
+    pe: Tensor
+
+    def __init__(self, d_model: int, max_frames: int = MAX_FRAMES) -> None:
+        super().__init__()
+        n = torch.arange(max_frames, dtype=torch.float32)[:, None]
+        rate = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10000.0) / d_model))
+        pe = torch.zeros(1, max_frames, d_model)
+        pe[0, :, 0::2] = torch.sin(n * rate)
+        pe[0, :, 1::2] = torch.cos(n * rate)
+        self.register_buffer("pe", pe)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, S, d_model]`, S ≤ max_frames."""
+        frames, longest = x.shape[1], self.pe.shape[1]
+        if frames > longest:
+            raise ValueError(f"windows must have at most {longest} frames (positional encoding), got {frames}")
+        return x + self.pe[:, :frames]
+
+
+class ComponentComposer(nn.Module):
+    """Transformer over the frames of a window: six weighted components in, latents within ±50 out."""
+
+    def __init__(
+        self, components_dim: int, encoding_dim: int, d_model: int, heads: int, layers: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.component_projection = nn.Linear(components_dim, d_model)
+        self.pos_encoder = PositionalEncoding(d_model)
+        # nested tensors serve padding masks, of which there are none
+        self.composer = nn.TransformerEncoder(
+            EncoderLayer(d_model, heads, 4 * d_model, dropout), layers, enable_nested_tensor=False
+        )
+        self.output_projection = nn.Sequential(
+            nn.Linear(d_model, d_model // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_model // 2, encoding_dim)
+        )
+
+    def forward(self, components: Tensor) -> Tensor:
+        """`[N, components_dim, W]` -> `[N, encoding_dim, W]`."""
+        x = self.component_projection(components.transpose(1, 2))  # [N, W, d_model]
+        x = self.composer(self.pos_encoder(x))
+        return self.output_projection(x).clamp(-LIMIT, LIMIT).transpose(1, 2)
+
+
+def agent_loss(terms: Tensor) -> Tensor:
+    """novelty + balance from `[..., 3]` means: cosine to the input, cosine to the target, imbalance of the logits.
+
+    novelty = ½·(|cos(out, input)| + |cos(out, target)|)        0 where out is orthogonal to both
+    balance = 0.1·|Σ logits of the input's components − Σ logits of the target's|
+    """
+    cos_input, cos_target, imbalance = terms.abs().unbind(-1)
+    return 0.5 * (cos_input + cos_target) + BALANCE_WEIGHT * imbalance
+
+
+class CompositionalCreativeAgent(nn.Module):
+    """Splits two windows into rhythm, harmony and timbre, weights the six components and composes a third window.
+
+    Args:
+        encoding_dim: C, channels of the latents.
+        component_dim: channels of each component.
+        composer_heads: attention heads; must divide `composer_dim`.
+        composer_layers: transformer layers.
+        composer_dim: width of the transformer, even; its feed-forward layers are four times as wide.
+        dropout: probability in the transformer and the output projection, in training.
+    """
+
+    def __init__(
+        self,
+        encoding_dim: int = 128,
+        component_dim: int = 64,
+        composer_heads: int = 8,
+        composer_layers: int = 4,
+        *,
+        composer_dim: int = 512,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "encoding_dim": encoding_dim,
+            "component_dim": component_dim,
+            "composer_heads": composer_heads,
+            "composer_layers": composer_layers,
+            "composer_dim": composer_dim,
+        }
+        for name, size in sizes.items():
+            check_count(name, size)
+        check_probability("dropout", dropout)
+        if composer_dim % 2 or composer_dim % composer_heads:
+            raise ValueError(
+                f"composer_dim must be even and a multiple of composer_heads ({composer_heads}), got {composer_dim}"
+            )
+        self.encoding_dim = encoding_dim
+        self.component_dim = component_dim
+        everything = len(COMPONENTS) * component_dim
+        self.input_extractor = MultiScaleExtractor(encoding_dim, component_dim)
+        self.target_extractor = MultiScaleExtractor(encoding_dim, component_dim)
+        self.component_selector = nn.Sequential(
+            nn.Conv1d(everything, 256, 1), nn.LeakyReLU(SLOPE), nn.Conv1d(256, len(COMPONENTS), 1)
+        )
+        self.composer = ComponentComposer(
+            everything, encoding_dim, composer_dim, composer_heads, composer_layers, dropout
+        )
+
+    def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
+        """Two windows `[B, C, W]`, W ≤ 2000, to a third.
+
+        Returns:
+            The composed window `[B, C, W]`, and the 0-dim loss: novelty + balance (`agent_loss`), the means taken over
+            batch and frames before the absolute values.
+
+        Raises:
+            TypeError: a window is no floating tensor, or of another dtype than the weights outside autocast.
+            ValueError: a wrong rank, shape, number of channels or device, or too many frames.
+        """
+        check_streams(self, x_input, x_target, self.encoding_dim)
+        output, terms = self.compose_with_terms(x_input, x_target)
+        return output, agent_loss(terms.mean(0))
+
+    def compose_with_terms(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
+        """The composed windows `[N, C, W]`, and every sample's own terms `[N, 3]` for `agent_loss`."""
+        components, logits = self._components(x_input, x_target)
+        weights = torch.softmax(logits, dim=1)  # [N, 6, W]
+        output = self.composer((components * weights[:, :, None]).flatten(1, 2))
+        sums = _wide(logits).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2]: the input's three, the target's three
+        terms = (_mean_cosine(output, x_input), _mean_cosine(output, x_target), sums[:, 0] - sums[:, 1])
+        return output, torch.stack(terms, dim=1)
+
+    def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
+        """Components `[N, 6, component_dim, W]` in the order of `COMPONENTS`, and their logits `[N, 6, W]`."""
+        stacked = torch.cat([*self.input_extractor(x_input), *self.target_extractor(x_target)], dim=1)
+        return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self.component_selector(stacked)
+
+    @torch.no_grad()
+    def get_component_statistics(self, x_input: Tensor, x_target: Tensor) -> dict[str, float]:
+        """Root-mean-square energy and mean softmax weight of the six components, over batch and frames.
+
+        Keys `input_rhythm_energy`, `input_rhythm_weight`, ... `target_timbre_weight`. Runs in eval mode and restores
+        each module's mode. Unlike `forward` it waits for the device, and takes windows of any length.
+        """
+        check_streams(self, x_input, x_target, self.encoding_dim)
+        with evaluating(self):
+            components, logits = self._components(x_input, x_target)
+        energies = _wide(components).square().mean((0, 2, 3)).sqrt()
+        weights = torch.softmax(_wide(logits), dim=1).mean((0, 2))
+        statistics = {f"{name}_energy": value for name, value in zip(COMPONENTS, energies.tolist(), strict=True)}
+        return statistics | {f"{name}_weight": value for name, value in zip(COMPONENTS, weights.tolist(), strict=True)}
+
+
+class evaluating:  # noqa: N801 - a context manager, named as it reads
+    """Eval mode for a `with` block; afterwards every submodule is in the mode it was in."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.training = [(m, m.training) for m in self.module.modules()]
+        self.module.eval()
+
+    def __exit__(self, *error: object) -> None:
+        for module, training in self.training:
+            module.training = training
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _mean_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine over channels of each frame, averaged over frames: `[N, C, W]` twice -> `[N]`."""
+    return F.cosine_similarity(_wide(a), _wide(b), dim=1, eps=COSINE_EPS).mean(1)

@@ -1,0 +1,64 @@
+"""What the modules refuse, and what they say of it.
+
+Checks read shapes, dtypes and devices: never values, which would wait for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adaptive_window.kernels.validation import check_shape, check_tensor
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """An int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """A finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_probability(name: str, value: object) -> None:
+    """A number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def check_streams(module: nn.Module, x_input: object, x_target: object, channels: int, least_frames: int = 1) -> None:
+    """Two latent clips `[B, C, T]` of one shape, on the module's device and, outside autocast, of its dtype."""
+    for name, value in (("x_input", x_input), ("x_target", x_target)):
+        check_tensor(name, value, "B, C, T")
+        assert isinstance(value, Tensor)  # noqa: S101 - narrows the type; check_tensor has raised otherwise
+        batch, got, frames = value.shape
+        if batch < 1:
+            raise ValueError(f"{name} must hold at least one clip (B >= 1), got shape {list(value.shape)}")
+        if got != channels:
+            raise ValueError(
+                f"{name} must have {channels} channels (encoding_dim), got {got} in shape {list(value.shape)}"
+            )
+        if frames < least_frames:
+            raise ValueError(f"{name} must have at least {least_frames} frames, got {frames}")
+        _check_weights_match(module, name, value)
+    assert isinstance(x_input, Tensor) and isinstance(x_target, Tensor)  # noqa: S101, PT018 - as above
+    check_shape("x_target", x_target, tuple(x_input.shape), "the shape of x_input")
+
+
+def _check_weights_match(module: nn.Module, name: str, x: Tensor) -> None:
+    weight = next(module.parameters())
+    if x.device != weight.device:
+        raise ValueError(f"{name} must be on the device of the module's weights ({weight.device}), got {x.device}")
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if x.dtype != weight.dtype and not autocast:
+        raise TypeError(f"{name} must have the dtype of the module's weights ({weight.dtype}), got {x.dtype}")
