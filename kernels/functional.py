@@ -16,7 +16,7 @@ def _autocast(keep: tuple[Tensor, ...], cast: tuple[Tensor, ...]) -> tuple[Tenso
     float64 is left alone, as PyTorch's own autocast leaves it.
     """
     device = cast[0].device.type if isinstance(cast[0], Tensor) else "cpu"
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not reference.autocast_available(device) or not torch.is_autocast_enabled(device):
         return (*keep, *cast)
     dtype = torch.get_autocast_dtype(device)
 

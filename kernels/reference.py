@@ -10,6 +10,8 @@ the benchmarks. Nothing here checks its arguments (`functional` does) and nothin
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _position_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+
+
+@torch.compiler.assume_constant_result  # Dynamo cannot trace the question; its answer depends on the device type alone
+def autocast_available(device: str) -> bool:
+    """Whether `torch.autocast` knows this device type ("meta", for one, it does not)."""
+    return torch.amp.is_autocast_available(device)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast would run the convolutions in 16 bits, and round before the end."""
+    return torch.autocast(device, enabled=False) if autocast_available(device) else nullcontext()
 
 
 def window_positions(start: Tensor, ratio: Tensor, window: int, frames: int) -> Tensor:
@@ -93,8 +106,10 @@ def tonality_blend(
     dw, db, pw, pb, gamma, beta = (w.to(compute) for w in weights)
     s = strength.to(compute)[:, :, None, None]
     y_wide = y.to(compute)
-    z = F.conv1d(y_wide.reshape(batch * pairs, channels, window), dw, db, padding=dw.shape[-1] // 2, groups=channels)
-    u = F.conv1d(z, pw, pb)  # [B·P, C, W]
+    with _without_autocast(y.device.type):
+        rows = y_wide.reshape(batch * pairs, channels, window)
+        z = F.conv1d(rows, dw, db, padding=dw.shape[-1] // 2, groups=channels)
+        u = F.conv1d(z, pw, pb)  # [B·P, C, W]
     v = F.layer_norm(u.transpose(1, 2), (channels,), gamma, beta, eps)  # [B·P, W, C]
     v = v.transpose(1, 2).reshape(batch, pairs, channels, window)
     return ((1 - s) * y_wide + s * v).to(y.dtype).contiguous()
