@@ -1,1 +1,4 @@
+"""Audio: files, codecs, the latent cache, data sets of clips, and small synthesized pieces.
 
+Import from the modules themselves: `files`, `codec`, `cache`, `dataset`, `synthesis`. Nothing here knows of the model.
+"""
