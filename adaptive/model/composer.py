@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -200,19 +202,16 @@ class CompositionalCreativeAgent(nn.Module):
         return statistics | {f"{name}_weight": value for name, value in zip(COMPONENTS, weights.tolist(), strict=True)}
 
 
-class evaluating:  # noqa: N801 - a context manager, named as it reads
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode for a `with` block; afterwards every submodule is in the mode it was in."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.training = [(m, m.training) for m in self.module.modules()]
-        self.module.eval()
-
-    def __exit__(self, *error: object) -> None:
-        for module, training in self.training:
-            module.training = training
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 def _wide(x: Tensor) -> Tensor:

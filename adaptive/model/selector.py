@@ -102,12 +102,11 @@ class WindowSelector(nn.Module):
             nn.LayerNorm(256),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(256, PER_PAIR * num_pairs),
+            self._fresh_last_layer(),
         )
-        self._initialize(self.mlp[-1])
 
-    def _initialize(self, last: nn.Module) -> None:
-        assert isinstance(last, nn.Linear)  # noqa: S101 - narrows the type
+    def _fresh_last_layer(self) -> nn.Linear:
+        last = nn.Linear(256, PER_PAIR * self.num_pairs)
         starts = torch.linspace(FIRST_START, LAST_START, self.num_pairs)
         if self.num_pairs == 1:
             starts = torch.tensor([0.5])
@@ -118,6 +117,7 @@ class WindowSelector(nn.Module):
         with torch.no_grad():
             nn.init.normal_(last.weight, std=LAST_LAYER_STD)
             last.bias.copy_(bias.flatten())
+        return last
 
     def logits(self, x_input: Tensor, x_target: Tensor) -> Tensor:
         """The raw outputs `[B, 5·P]`, pair after pair; arguments and errors as `forward`."""

@@ -35,11 +35,10 @@ def check_probability(name: str, value: object) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
-def check_streams(module: nn.Module, x_input: object, x_target: object, channels: int, least_frames: int = 1) -> None:
+def check_streams(module: nn.Module, x_input: Tensor, x_target: Tensor, channels: int, least_frames: int = 1) -> None:
     """Two latent clips `[B, C, T]` of one shape, on the module's device and, outside autocast, of its dtype."""
     for name, value in (("x_input", x_input), ("x_target", x_target)):
         check_tensor(name, value, "B, C, T")
-        assert isinstance(value, Tensor)  # noqa: S101 - narrows the type; check_tensor has raised otherwise
         batch, got, frames = value.shape
         if batch < 1:
             raise ValueError(f"{name} must hold at least one clip (B >= 1), got shape {list(value.shape)}")
@@ -50,7 +49,6 @@ def check_streams(module: nn.Module, x_input: object, x_target: object, channels
         if frames < least_frames:
             raise ValueError(f"{name} must have at least {least_frames} frames, got {frames}")
         _check_weights_match(module, name, value)
-    assert isinstance(x_input, Tensor) and isinstance(x_target, Tensor)  # noqa: S101, PT018 - as above
     check_shape("x_target", x_target, tuple(x_input.shape), "the shape of x_input")
 
 
