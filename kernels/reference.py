@@ -31,10 +31,12 @@ def _position_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
 
 
-@torch.compiler.assume_constant_result  # Dynamo cannot trace the question; its answer depends on the device type alone
 def autocast_available(device: str) -> bool:
-    """Whether `torch.autocast` knows this device type ("meta", for one, it does not)."""
-    return torch.amp.is_autocast_available(device)
+    """Whether `torch.autocast` knows this device type ("meta", for one, it does not).
+
+    Dynamo cannot trace the question; it compiles for devices with autocast only.
+    """
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""The specification itself: `reference` against F.interpolate, closed forms, exact arithmetic and finite differences."""
+"""The specification itself: `reference` against F.interpolate, closed forms, exact arithmetic, finite differences."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from adaptive_window.kernels import reference, resample_windows, tonality_blend, windowed_tonality
 from torch import Tensor
+
+from adaptive_window.kernels import reference, resample_windows, tonality_blend, windowed_tonality
 
 EPS64 = torch.finfo(torch.float64).eps
 HALVES = (torch.bfloat16, torch.float16)
@@ -288,7 +289,9 @@ class TestSixteenBits:
     def test_sixteen_bit_positions_are_widened(self) -> None:
         x = torch.arange(600.0).view(1, 1, 600).bfloat16()
         start, ratio = column(256.0, dtype=torch.bfloat16), column(1.0, dtype=torch.bfloat16)
-        got = reference.resample_windows(x, start, ratio, 100)  # 257 … 355 are no bfloat16 numbers: positions would stick
+        got = reference.resample_windows(
+            x, start, ratio, 100
+        )  # 257 … 355 are no bfloat16 numbers: positions would stick
         assert torch.equal(got[0, 0, 0], x[0, 0, 256:356])
 
 
@@ -322,7 +325,14 @@ class TestTonality:
     def test_eps_is_the_variances(self) -> None:
         y, ones = torch.full((1, 1, 2, 3), 0.0, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
         y[0, 0, 0] = 2.0  # mean 1, variance 1 over the two channels
-        w = [torch.zeros(2, 1, 3), torch.zeros(2), torch.eye(2)[..., None], torch.zeros(2), torch.ones(2), torch.zeros(2)]
+        w = [
+            torch.zeros(2, 1, 3),
+            torch.zeros(2),
+            torch.eye(2)[..., None],
+            torch.zeros(2),
+            torch.ones(2),
+            torch.zeros(2),
+        ]
         w[0][:, 0, 1] = 1.0
         got = reference.tonality_blend(y, ones, *(value.double() for value in w), eps=3.0)
         assert got[0, 0, :, 0].tolist() == [0.5, -0.5]

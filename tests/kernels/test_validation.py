@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
 from torch import Tensor
+
+from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
 
 B, P, C, T, W, K = 2, 3, 4, 20, 6, 5
 WEIGHTS = {
@@ -178,7 +179,7 @@ class TestBackend:
     ) -> None:
         monkeypatch.setattr("adaptive_window.kernels.backend.INTERPRETED", False)
         arguments = good(function) | {"backend": "triton"}
-        with pytest.raises(RuntimeError, match="backend='triton' cannot run: .*CUDA device.*TRITON_INTERPRET=1"):
+        with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*CUDA device.*TRITON_INTERPRET=1"):
             function(**arguments)
 
 

@@ -1,0 +1,27 @@
+# Every target takes PYTHON, the interpreter of an environment where `pip install -e ".[test,lint]"` has run.
+PYTHON ?= python
+CASES ?= 10000
+SEED ?= 0
+
+.PHONY: test lint sanitize mutants inspect
+
+test:
+	$(PYTHON) -m pytest
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy -p adaptive_window
+
+# Random forward and backward cases of the shipped kernels under the interpreter sanitizer (tests/support/sanitizer.py).
+sanitize:
+	TRITON_INTERPRET=1 PYTHONPATH=tests/support $(PYTHON) -m sanitize_kernels --cases $(CASES) --seed $(SEED)
+
+# Bugs put into copies of the shipped kernels, one at a time; fails if one that is no equivalent survives.
+mutants:
+	TRITON_INTERPRET=1 PYTHONPATH=tests/support $(PYTHON) -m mutants
+
+# Registers, spills, shared memory and instructions of every shipped kernel; needs no GPU.
+inspect:
+	$(PYTHON) -m adaptive_window.kernels.inspect --arch 90
+	$(PYTHON) -m adaptive_window.kernels.inspect --arch 80
