@@ -64,7 +64,7 @@ def find_examples(
     if len(folders) == 2:
         train, val = _examples(folders["train"], seed), _examples(folders["val"], seed)
     else:
-        train, val = _split(*folders.values() or (data,), seed=seed)
+        train, val = _split(next(iter(folders.values()), data), seed)
     if unity_test:
         train, val = ([replace(e, target=e.input, aligned=True) for e in split] for split in (train, val))
     if shuffle_targets:

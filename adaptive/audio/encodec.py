@@ -88,7 +88,7 @@ class EncodecCodec(Codec):
         self.encoder, self.decoder = encoder, decoder
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]  # a cached property is still a property
+    def fingerprint(self) -> str:
         parts = {"encoder": self.encoder, "decoder": self.decoder}
         state = {f"{part}.{key}": value for part, net in parts.items() for key, value in net.state_dict().items()}
         return digest([self.name], state)

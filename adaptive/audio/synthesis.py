@@ -75,13 +75,13 @@ def synthesize_pair(seed: int, *, seconds: float = 24.0, sample_rate: int = 3200
         letter: _Section(index, tuple(int(degree) for degree in progressions[index]), _melody(rng))
         for index, letter in enumerate("ABC")
     }
-    orders = [tuple("ABC"), tuple(rng.permutation(["BCA", "CAB", "BAC", "CBA"])[0])]
-    sides = [
+    orders = tuple("ABC"), tuple(str(rng.choice(["BCA", "CAB", "BAC", "CBA"])))
+    first, second = (
         _perform(song, order, side, bpm, tonic, mode, seconds, sample_rate, rng) for side, order in enumerate(orders)
-    ]
+    )
     bars = _bars(seconds, bpm)
     starts = [tuple((letter, first * 240 / bpm) for letter, first, _ in _plan(order, bars)) for order in orders]
-    return Piece(*sides, sample_rate, bpm, f"{NOTE_NAMES[tonic]} {mode}", *starts)
+    return Piece(first, second, sample_rate, bpm, f"{NOTE_NAMES[tonic]} {mode}", starts[0], starts[1])
 
 
 def write_demo_set(
