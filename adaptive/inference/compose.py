@@ -77,7 +77,7 @@ def encode_clip(path: Path, at: float, frames: int, codec: Codec) -> Tensor:
     begin, length = round(at * codec.sample_rate), frames * codec.hop
     if audio.shape[-1] < begin + length:
         have, need = audio.shape[-1] / codec.sample_rate, (begin + length) / codec.sample_rate
-        raise AudioError(f"{path}: {have:.2f} s long, but the clip at {at:g} s ends at {need:.2f} s")
+        raise AudioError(path, f"{have:.2f} s long, but the clip at {at:g} s ends at {need:.2f} s")
     with torch.no_grad():
         return codec.encode(audio[None, :, begin : begin + length])
 

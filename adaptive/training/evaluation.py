@@ -47,7 +47,7 @@ def evaluate(
     agent.eval()
     total, parts, count = 0.0, {}, 0
     windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-    for batch in DataLoader(dataset, batch_size=batch_size):
+    for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):  # see Trainer._load
         x, y = batch["input"].to(device), batch["target"].to(device)
         outputs, losses, metadata = agent(x, y)
         loss, found = objective(outputs, losses, metadata["windows"], x, y, random_stretch=False)

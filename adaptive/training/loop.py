@@ -68,11 +68,15 @@ def batches_of(count: int, batch_size: int, seed: int, epoch: int) -> list[list[
 class Trainer:
     """One run. `out/` receives checkpoints, logs, pictures and audio.
 
+    `agent_options` are further arguments of `AdaptiveWindowCreativeAgent`; the checkpoint keeps them.
+
     A step with a non-finite loss or gradient is refused: parameters, BatchNorm statistics and optimizer stay as they
     were, the files of the batch are named, and after `max_refused` such steps in a row the run ends.
     """
 
-    def __init__(self, config: TrainConfig, codec: Codec, train: ClipDataset, held_out: ClipDataset) -> None:
+    def __init__(
+        self, config: TrainConfig, codec: Codec, train: ClipDataset, held_out: ClipDataset, **agent_options: Any
+    ) -> None:
         self.config, self.codec, self.train_set, self.held_out = config, codec, train, held_out
         self.device = choose_device(config.device)
         torch.manual_seed(config.seed)
@@ -82,6 +86,7 @@ class Trainer:
             "num_pairs": config.num_pairs,
             "window_frames": self.window,
             "max_ratio": config.max_ratio,
+            **agent_options,
         }
         self.agent = AdaptiveWindowCreativeAgent(**self.agent_arguments).to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -104,7 +109,8 @@ class Trainer:
         refused = 0
         try:
             while progress.step < config.max_steps and not self._should_stop():
-                for batch in self._rest_of_epoch():
+                batches = self._order_of_epoch()
+                for batch in self._load(batches[progress.batch :]):
                     problem = self._step(batch)
                     progress.batch += 1
                     refused = self._count_refused(refused, problem, batch)
@@ -113,7 +119,8 @@ class Trainer:
                         self._after_step(log, bar)
                     if progress.step >= config.max_steps:
                         break
-                progress.epoch, progress.batch = progress.epoch + 1, 0
+                if progress.batch == len(batches):
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
                 self._after_epoch(log)
         except KeyboardInterrupt:
             self.save("last")
@@ -166,12 +173,15 @@ class Trainer:
             return True
         return False
 
-    def _rest_of_epoch(self) -> Iterator[dict[str, Any]]:
-        config = self.config
+    def _order_of_epoch(self) -> list[list[int]]:
         self.train_set.set_epoch(self.progress.epoch)
-        batches = batches_of(len(self.train_set), config.batch_size, config.seed, self.progress.epoch)
+        return batches_of(len(self.train_set), self.config.batch_size, self.config.seed, self.progress.epoch)
+
+    def _load(self, batches: list[list[int]]) -> Iterator[dict[str, Any]]:
+        # a generator of its own: the loader draws a seed for its workers, which must not disturb dropout's sequence
+        generator = torch.Generator().manual_seed(self.config.seed + self.progress.epoch)
         yield from DataLoader(
-            self.train_set, batch_sampler=batches[self.progress.batch :], num_workers=config.workers, pin_memory=False
+            self.train_set, batch_sampler=batches, num_workers=self.config.workers, generator=generator
         )
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:

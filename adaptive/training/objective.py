@@ -74,7 +74,7 @@ class Objective:
             )
             loss = loss + config.rhythm_weight * parts["rhythm"]
         if config.envelope_copy_weight:
-            parts["envelope_copy"] = self.envelope_copy(patterns, windows, x, y)
+            parts["envelope_copy"] = self.envelope_copy(patterns, windows, x, y, random_stretch)
             loss = loss + config.envelope_copy_weight * parts["envelope_copy"]
         return loss, parts
 
@@ -85,20 +85,36 @@ class Objective:
         if self.config.spectral == "latent":
             return terms.reconstruction_loss(patterns, wanted)
         if not self.codec.differentiable:  # latents that are a spectrum themselves
-            return terms.multi_scale_latent_loss(patterns.flatten(0, 1), wanted.flatten(0, 1))
-        frames = min(self.decode_frames, patterns.shape[-1])
-        room = patterns.shape[-1] - frames
-        offset = int(torch.randint(room + 1, ())) if random_stretch else room // 2  # on the CPU: no device is asked
-        stretch = slice(offset, offset + frames)
+            return terms.multi_scale_latent_loss(patterns, wanted)
+        part = self.stretch(patterns.shape[-1], random_stretch)
         with torch.no_grad():
-            wanted_audio = self.codec.decode(wanted[..., stretch].flatten(0, 1))
-        audio = self.codec.decode(patterns[..., stretch].flatten(0, 1))
-        return terms.multi_resolution_stft_loss(audio, wanted_audio)
+            wanted_audio = self.codec.decode(wanted[..., part].flatten(0, 1))
+        return terms.multi_resolution_stft_loss(self.codec.decode(patterns[..., part].flatten(0, 1)), wanted_audio)
 
-    def envelope_copy(self, patterns: Tensor, windows: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def stretch(self, window: int, random_stretch: bool) -> slice:
+        """The frames that a decoded loss looks at: `decode_seconds` of them, anywhere or in the middle."""
+        frames = min(self.decode_frames, window)
+        room = window - frames
+        begin = int(torch.randint(room + 1, ())) if random_stretch else room // 2  # drawn on the CPU: no device waits
+        return slice(begin, begin + frames)
+
+    def envelope_copy(
+        self, patterns: Tensor, windows: Mapping[str, Tensor], x: Tensor, y: Tensor, random_stretch: bool
+    ) -> Tensor:
+        """Mean over input and target of the squared correlation of their windows' loudness with the pattern's."""
         window = patterns.shape[-1]
-        total = patterns.new_zeros(())
+        part = self.stretch(window, random_stretch) if self.codec.differentiable else slice(None)
+        output = self.loudness(patterns[..., part])  # [B·P, N]
+        penalties = []
         for clip, name in ((x, "input"), (y, "target")):
-            source = resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], window)
-            total = total + terms.envelope_copy_penalty(patterns.flatten(0, 1), source.flatten(0, 1))
-        return total
+            cut = resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], window).float()
+            source = self.loudness(cut[..., part])
+            penalties.append(terms.envelope_copy_penalty(output, source, min(250, output.shape[-1])))
+        return torch.stack(penalties).mean()
+
+    def loudness(self, latents: Tensor) -> Tensor:
+        """`[B, P, C, T]` -> a signal `[B·P, N]` whose envelope is loudness: decoded audio, or the mean log level."""
+        flat = latents.flatten(0, 1)
+        if self.codec.differentiable:
+            return self.codec.decode(flat).squeeze(1)
+        return flat.mean(1).exp()

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from adaptive_window.plots import PairWindows, figure_image, save_figure, trajectory_figure, windows_figure
+
+PAIRS = [PairWindows(0.0, 0.5, 1.0, 1.25, 0.5), PairWindows(4.0, 1.0, 1.2, 1.0, 0.1)]
+
+
+def draw(pairs=PAIRS, **options):
+    noise = np.random.default_rng(0).standard_normal((16, 120))
+    return windows_figure(noise, noise, pairs, clip_seconds=24.0, window_seconds=16.0, **options)
+
+
+def test_every_window_is_drawn_where_it_lies():
+    top, _, bottom = draw().axes
+    outlines = [patch for patch in top.patches if not patch.get_fill()]
+    assert [(patch.get_x(), patch.get_width()) for patch in outlines] == [(0.0, 16.0), (4.0, pytest.approx(19.2))]
+    outlines = [patch for patch in bottom.patches if not patch.get_fill()]
+    assert [(patch.get_x(), patch.get_width()) for patch in outlines] == [(0.5, 20.0), (1.0, 16.0)]
+    assert "pair 1: 4.00 s, ×1.20, strength 0.10" in [text.get_text() for text in top.texts]
+
+
+def test_pairs_differ_without_colour():
+    top = draw().axes[0]
+    styles = {patch.get_linestyle() for patch in top.patches if not patch.get_fill()}
+    assert len(styles) == len(PAIRS)
+
+
+def test_warp_lines_join_equal_moments_of_the_pattern():
+    lines = draw(PAIRS[:1]).artists
+    ends = [(line.xy1[0], line.xy2[0]) for line in lines]
+    assert ends == [pytest.approx((moment, 0.5 + 1.25 * moment)) for moment in (0, 4, 8, 12, 16)]
+
+
+def test_planted_truth_is_overlaid():
+    plain, planted = draw().axes[0].patches, draw(truth=[PairWindows(2, 2, 1.5, 1.5, 0)]).axes[0].patches
+    assert len(planted) == len(plain) + 1
+
+
+def test_axes_are_in_seconds_and_labelled():
+    bottom = draw().axes[2]
+    assert bottom.get_xlim() == (0.0, 24.0)
+    assert bottom.get_xlabel() == "time in the clip (s)"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_saves_by_suffix(tmp_path, suffix):
+    path = tmp_path / f"picture{suffix}"
+    save_figure(draw(), path)
+    assert path.stat().st_size > 5000
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"picture\.jpg: a picture's suffix must be"):
+        save_figure(draw(), tmp_path / "picture.jpg")
+
+
+def test_constant_image_draws():
+    figure = windows_figure(np.zeros((4, 8)), np.zeros((4, 8)), PAIRS, clip_seconds=24.0, window_seconds=16.0)
+    assert figure_image(figure).shape[2] == 3
+
+
+def test_trajectory_has_a_line_for_every_pair():
+    values = np.arange(6.0).reshape(3, 2)
+    figure = trajectory_figure([0, 10, 20], {"start (s)": values, "ratio": values})
+    for axes in figure.axes:
+        assert len(axes.lines) == 2
+        assert axes.lines[1].get_ydata().tolist() == [1.0, 3.0, 5.0]
+    assert figure.axes[1].get_xlabel() == "optimizer step"

@@ -1,0 +1,194 @@
+import math
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+from clips import SMALL_AGENT, WINDOW, Clips, ConvolutionCodec, small_config, smooth_latents, white_latents
+
+from adaptive_window.config import UsageError
+from adaptive_window.kernels import resample_windows
+from adaptive_window.training import loop
+from adaptive_window.training.checkpoint import CheckpointError, build_agent, load_checkpoint
+from adaptive_window.training.logging import RunLog
+from adaptive_window.training.loop import Trainer, TrainingError, batches_of, learning_rate
+
+
+def train(config, inputs=None, targets=None, held_out=None):
+    inputs = smooth_latents(4, seed=1) if inputs is None else inputs
+    targets = smooth_latents(4, seed=2) if targets is None else targets
+    held_out = held_out or Clips(smooth_latents(2, seed=5), smooth_latents(2, seed=6))
+    trainer = Trainer(config, ConvolutionCodec(), Clips(inputs, targets), held_out, **SMALL_AGENT)
+    log = RunLog(config.out, {}, tensorboard=False, mlflow=False)
+    try:
+        trainer.run(log)
+    finally:
+        log.close()
+    return trainer
+
+
+def state_of(trainer):
+    return {
+        **trainer.agent.state_dict(),
+        **{f"{k}.{slot}": v for k, s in loop.files.optimizer_state(trainer.optimizer, trainer.agent).items()
+           for slot, v in s.items()},
+    }  # fmt: skip
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.25), (3, 1.0), (4, 1.0), (12, 0.5), (20, 0.0), (25, 0.0)],
+)
+def test_cosine_schedule_with_warmup(tmp_path, step, expected):
+    config = small_config(tmp_path, learning_rate=1.0, schedule="cosine", warmup_steps=4, max_steps=20)
+    assert learning_rate(config, step) == pytest.approx(expected, abs=1e-12)
+
+
+def test_constant_schedule(tmp_path):
+    config = small_config(tmp_path, learning_rate=0.5, schedule="constant", max_steps=20)
+    assert {learning_rate(config, step) for step in range(25)} == {0.5}
+
+
+def test_an_epochs_order_is_a_function_of_seed_and_epoch():
+    assert batches_of(10, 4, seed=1, epoch=2) == batches_of(10, 4, seed=1, epoch=2)
+    assert batches_of(10, 4, seed=1, epoch=2) != batches_of(10, 4, seed=1, epoch=3)
+    assert batches_of(10, 4, seed=1, epoch=2) != batches_of(10, 4, seed=2, epoch=2)
+    assert sorted(chain(*batches_of(10, 4, seed=1, epoch=2))) == list(range(10))
+
+
+def test_loss_falls_on_structure_and_not_on_white_noise(tmp_path):
+    """Held-out error over that of the best constant answer: far below 1 where frames share structure, 1 for noise."""
+
+    def error(name, clips):
+        config = small_config(tmp_path / name, max_steps=40, batch_size=4, learning_rate=2e-3, novelty_weight=0.0)
+        held_out = Clips(clips(4, seed=5), clips(4, seed=6))
+        trainer = train(config, clips(16, seed=1), clips(16, seed=2), held_out)
+        last = trainer.evaluations[-1]
+        start, ratio = (torch.tensor(last.windows.values[f"{key}_target"]).float() for key in ("start", "ratio"))
+        wanted = resample_windows(held_out.targets, start, ratio, WINDOW)
+        return last.parts["spectral"] / wanted.square().mean().item()
+
+    assert error("structured", smooth_latents) < 0.75
+    assert error("noise", white_latents) > 0.97
+
+
+def test_training_moves_the_windows(tmp_path):
+    trainer = train(small_config(tmp_path, max_steps=6, learning_rate=3e-3))
+    first, last = trainer.evaluations[0].windows.values, trainer.evaluations[-1].windows.values
+    for name in first:
+        assert abs(last[name] - first[name]).max() > 1e-4, name
+
+
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
+    """Stopped in the middle of an epoch (4 clips, batches of 2, 3 steps): parameters and optimizer are bit-equal."""
+    straight = train(small_config(tmp_path / "straight", max_steps=7))
+    train(small_config(tmp_path / "stopped", max_steps=3))
+    saved = load_checkpoint(tmp_path / "stopped" / "last.safetensors")
+    assert saved.info["progress"]["step"] == 3
+    resumed = train(small_config(tmp_path / "stopped", max_steps=7, resume=True))
+    place = [(t.progress.step, t.progress.epoch, t.progress.batch) for t in (resumed, straight)]
+    assert place == [(7, 3, 1)] * 2
+    assert_equal_states(state_of(resumed), state_of(straight))
+
+
+def test_resume_refuses_another_agent(tmp_path):
+    train(small_config(tmp_path, max_steps=1))
+    with pytest.raises(CheckpointError, match=r"its agent is .*'num_pairs': 3.*, this run's is .*'num_pairs': 2"):
+        train(small_config(tmp_path, max_steps=2, num_pairs=2, resume=True))
+
+
+def test_checkpoint_builds_the_trained_agent(tmp_path):
+    trainer = train(small_config(tmp_path, max_steps=2))
+    path = tmp_path / "last.safetensors"
+    agent = build_agent(load_checkpoint(path), path)
+    assert_equal_states(agent.state_dict(), trainer.agent.state_dict())
+
+
+def test_best_holds_the_least_held_out_loss(tmp_path):
+    trainer = train(small_config(tmp_path, max_steps=6, learning_rate=3e-2))  # too fast: later epochs may be worse
+    best = load_checkpoint(tmp_path / "best.safetensors").info["progress"]
+    assert best["best"] == min(evaluation.loss for evaluation in trainer.evaluations)
+    assert best["step"] == min(trainer.evaluations, key=lambda evaluation: evaluation.loss).step
+
+
+def test_a_step_on_nonsense_is_refused(tmp_path):
+    """Parameters, BatchNorm statistics and optimizer stay as they were; the batch is named; the run goes on."""
+    trainer = train(small_config(tmp_path, max_steps=2))
+    before = {name: value.clone() for name, value in state_of(trainer).items()}
+    batch = trainer.train_set[0]
+    poisoned = {k: [v] if isinstance(v, str) else v[None].clone() for k, v in batch.items()}
+    poisoned["input"][0, 5, 7] = math.nan
+    assert trainer._step(poisoned) == "loss"
+    assert_equal_states(state_of(trainer), before)
+    healthy = {k: [v] if isinstance(v, str) else v[None] for k, v in batch.items()}
+    assert trainer._step(healthy) is None
+
+
+def test_gives_up_after_refused_steps_in_a_row(tmp_path, capsys):
+    inputs = torch.full((4, 128, 60), math.nan)
+    with pytest.raises(TrainingError, match=r"3 steps in a row .*song"):
+        train(small_config(tmp_path, max_refused=3, max_steps=50), inputs=inputs)
+    errors = capsys.readouterr().err
+    assert errors.count("step refused") == 3
+    assert "_input.wav" in errors
+
+
+def test_early_stop_after_patience(tmp_path, monkeypatch):
+    """Better at the second epoch only: with patience 2 the fourth is the last."""
+    script = iter([1.0, 0.9, 0.95, 0.9, 0.8])
+    original = Trainer._evaluate
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: replace(original(self), loss=next(script)))
+    trainer = train(small_config(tmp_path, max_steps=20, batch_size=4, patience=2))
+    assert trainer.progress.step == 4
+    assert trainer.progress.best == 0.9
+
+
+def test_gradient_is_clipped(tmp_path, monkeypatch):
+    norms = []
+    original = torch.optim.AdamW.step
+
+    def step(self, *arguments):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])).item())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    train(small_config(tmp_path, max_steps=2, clip_gradient=1e-3))
+    assert norms == [pytest.approx(1e-3, rel=1e-3)] * 2
+
+
+def test_interrupt_saves_and_can_be_resumed(tmp_path, monkeypatch):
+    calls = []
+    original = Trainer._step
+
+    def interrupted(self, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(tmp_path / "stopped", max_steps=5))
+    monkeypatch.undo()
+    resumed = train(small_config(tmp_path / "stopped", max_steps=5, resume=True))
+    straight = train(small_config(tmp_path / "straight", max_steps=5))
+    assert_equal_states(state_of(resumed), state_of(straight))
+
+
+def test_bf16_autocast_trains(tmp_path):
+    trainer = train(small_config(tmp_path, max_steps=2, precision="bf16"))
+    assert math.isfinite(trainer.last_parts["loss"])
+    assert {p.dtype for p in trainer.agent.parameters()} == {torch.float32}
+
+
+def test_cuda_asked_for_and_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="finds no CUDA device"):
+        loop.choose_device("cuda")

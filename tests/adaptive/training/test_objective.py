@@ -1,0 +1,124 @@
+import pytest
+import torch
+from clips import WINDOW, ConvolutionCodec, small_config, smooth_latents
+
+from adaptive_window.kernels import resample_windows
+from adaptive_window.training.objective import Objective
+
+PAIRS = 3
+
+
+@pytest.fixture
+def problem():
+    x, y = smooth_latents(2, seed=1), smooth_latents(2, seed=2)
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(low, high):
+        return (low + (high - low) * torch.rand(2, PAIRS, generator=generator)).requires_grad_()
+
+    windows = {
+        "start_input": draw(1, 9),
+        "start_target": draw(1, 9),
+        "ratio_input": draw(1.05, 1.2),
+        "ratio_target": draw(1.05, 1.2),
+        "strength": draw(0.2, 0.8),
+    }
+    outputs = [torch.randn(2, 128, WINDOW, generator=generator).requires_grad_() for _ in range(PAIRS)]
+    losses = [torch.tensor(0.5 + k, requires_grad=True) for k in range(PAIRS)]
+    return outputs, losses, windows, x, y
+
+
+def objective(tmp_path, codec=None, **changes):
+    changes.setdefault("decode_seconds", 4.0)  # the whole window: no stretch is drawn, so calls can be compared
+    return Objective(codec or ConvolutionCodec(), small_config(tmp_path, **changes))
+
+
+def test_loss_is_the_documented_sum(tmp_path, problem):
+    loss, parts = objective(tmp_path, spectral_weight=2.0, novelty_weight=0.25)(*problem)
+    assert parts["novelty"].item() == pytest.approx(1.5)  # the mean of 0.5, 1.5, 2.5
+    assert loss.item() == pytest.approx(2.0 * parts["spectral"].item() + 0.25 * 1.5, rel=1e-6)
+    assert set(parts) == {"spectral", "novelty"}
+
+
+@pytest.mark.parametrize("spectral", ["decoded", "latent"])
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_spectral_gradient_reaches_every_pattern(tmp_path, problem, spectral, differentiable):
+    outputs, *_ = problem
+    measure = objective(tmp_path, ConvolutionCodec(differentiable), spectral=spectral, novelty_weight=0.0)
+    loss, _ = measure(*problem)
+    loss.backward()
+    for output in outputs:
+        assert output.grad is not None
+        assert output.grad.abs().amax(dim=(1, 2)).min() > 0  # in every sample
+
+
+@pytest.mark.parametrize("spectral", ["decoded", "latent"])
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_spectral_part_is_zero_at_the_targets_own_windows(tmp_path, problem, spectral, differentiable):
+    _, losses, windows, x, y = problem
+    wanted = resample_windows(y, windows["start_target"], windows["ratio_target"], WINDOW).detach()
+    measure = objective(tmp_path, ConvolutionCodec(differentiable), spectral=spectral)
+    _, parts = measure(list(wanted.unbind(1)), losses, windows, x, y)
+    assert parts["spectral"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_target_window_is_data_to_the_spectral_part(tmp_path, problem):
+    _, _, windows, *_ = problem
+    loss, _ = objective(tmp_path)(*problem)
+    loss.backward()
+    assert all(value.grad is None for value in windows.values())
+
+
+def test_decoded_loss_listens_to_the_stretch_asked_for(tmp_path, problem):
+    lengths = []
+
+    class Listening(ConvolutionCodec):
+        def decode(self, latents):
+            lengths.append(latents.shape[-1])
+            return super().decode(latents)
+
+    objective(tmp_path, Listening(), spectral="decoded", decode_seconds=1.5)(*problem)
+    assert lengths == [15, 15]
+    lengths.clear()
+    objective(tmp_path, Listening(), spectral="decoded", decode_seconds=60.0)(*problem)
+    assert lengths == [WINDOW, WINDOW]
+
+
+def test_latent_loss_never_decodes(tmp_path, problem):
+    class Silent(ConvolutionCodec):
+        def decode(self, latents):
+            raise AssertionError("decoded")
+
+    objective(tmp_path, Silent(), spectral="latent")(*problem)
+
+
+REGULARIZERS = {
+    "overlap_weight": ("overlap", {"start_input", "start_target"}),
+    "ratio_diversity_weight": ("ratio_diversity", {"ratio_input", "ratio_target"}),
+    "rhythm_weight": ("rhythm", {"start_input", "start_target", "ratio_input", "ratio_target"}),
+}
+
+
+@pytest.mark.parametrize("weight", REGULARIZERS)
+def test_regularizer_counts_by_its_weight_and_moves_its_windows(tmp_path, problem, weight):
+    name, moved = REGULARIZERS[weight]
+    *_, windows, _, _ = problem
+    plain, _ = objective(tmp_path)(*problem)
+    loss, parts = objective(tmp_path, **{weight: 0.5})(*problem)
+    sign = -1 if name == "ratio_diversity" else 1  # diversity is rewarded
+    assert loss.item() - plain.item() == pytest.approx(sign * 0.5 * parts[name].item(), rel=1e-3, abs=1e-5)
+    parts[name].backward()
+    for key in moved:
+        assert windows[key].grad is not None
+        assert windows[key].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_envelope_copy_counts_by_its_weight_and_reaches_the_patterns(tmp_path, problem, differentiable):
+    outputs, *_ = problem
+    codec = ConvolutionCodec(differentiable)
+    plain, _ = objective(tmp_path, codec)(*problem)
+    loss, parts = objective(tmp_path, codec, envelope_copy_weight=0.5)(*problem)
+    assert loss.item() - plain.item() == pytest.approx(0.5 * parts["envelope_copy"].item(), rel=1e-3, abs=1e-5)
+    parts["envelope_copy"].backward()
+    assert outputs[0].grad.abs().max() > 0
