@@ -57,10 +57,7 @@ def cast(x_ptr, out_ptr, N: tl.constexpr):
 @triton.jit
 def reduce(x_ptr, out_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OP: tl.constexpr):
     x = tl.load(x_ptr + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
-    if OP == "sum":
-        out = tl.sum(x, 1)
-    else:
-        out = tl.max(x, 1)
+    out = tl.sum(x, 1) if OP == "sum" else tl.max(x, 1)
     tl.store(out_ptr + tl.arange(0, ROWS), out.to(out_ptr.dtype.element_ty))
 
 
