@@ -63,10 +63,10 @@ def test_an_epochs_order_is_a_function_of_seed_and_epoch():
 
 
 def test_loss_falls_on_structure_and_not_on_white_noise(tmp_path):
-    """Held-out error over that of the best constant answer: far below 1 where frames share structure, 1 for noise."""
+    """Held-out error over that of the best constant answer: far below 1 where frames share structure, near 1 for noise."""
 
     def error(name, clips):
-        config = small_config(tmp_path / name, max_steps=40, batch_size=4, learning_rate=2e-3, novelty_weight=0.0)
+        config = small_config(tmp_path / name, max_steps=24, batch_size=4, learning_rate=2e-3, novelty_weight=0.0)
         held_out = Clips(clips(4, seed=5), clips(4, seed=6))
         trainer = train(config, clips(16, seed=1), clips(16, seed=2), held_out)
         last = trainer.evaluations[-1]
@@ -75,7 +75,7 @@ def test_loss_falls_on_structure_and_not_on_white_noise(tmp_path):
         return last.parts["spectral"] / wanted.square().mean().item()
 
     assert error("structured", smooth_latents) < 0.75
-    assert error("noise", white_latents) > 0.97
+    assert error("noise", white_latents) > 0.95
 
 
 def test_training_moves_the_windows(tmp_path):
