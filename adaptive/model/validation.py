@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adaptive_window.kernels.reference import autocast_available
 from adaptive_window.kernels.validation import check_shape, check_tensor
 
 
@@ -57,6 +58,6 @@ def _check_weights_match(module: nn.Module, name: str, x: Tensor) -> None:
     if x.device != weight.device:
         raise ValueError(f"{name} must be on the device of the module's weights ({weight.device}), got {x.device}")
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = autocast_available(device) and torch.is_autocast_enabled(device)
     if x.dtype != weight.dtype and not autocast:
         raise TypeError(f"{name} must have the dtype of the module's weights ({weight.dtype}), got {x.dtype}")
