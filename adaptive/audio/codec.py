@@ -17,6 +17,10 @@ class CodecUnavailable(RuntimeError):
     """A codec that cannot run here; the message says what to fetch and where to put it."""
 
 
+class CodecChoiceError(ValueError):
+    """A codec's name or options that do not go together; the message says what to choose."""
+
+
 class Codec(abc.ABC):
     """Audio at `sample_rate` to latents and back; one frame stands for `hop` samples.
 
@@ -113,14 +117,14 @@ def load_codec(
     the local hub caches, or by download when `fetch` is true (given up `timeout` seconds after the last byte came).
     `random` draws the weights instead (seeded) and warns on every load.
 
-    Raises `ValueError` for an unknown name or options that do not fit it, `CodecUnavailable` where the weights or the
+    Raises `CodecChoiceError` for an unknown name or options that do not fit it, `CodecUnavailable` where the weights or the
     `encodec` package are missing.
     """
     if name == "mel":
         if weights is not None:
-            raise ValueError(f"weights must be None for the mel codec, which has none; got {str(weights)!r}")
+            raise CodecChoiceError(f"weights must be None for the mel codec, which has none; got {str(weights)!r}")
         if random:
-            raise ValueError("random must be False for the mel codec, which has no weights to draw")
+            raise CodecChoiceError("random must be False for the mel codec, which has no weights to draw")
         from .mel import MelCodec
 
         return MelCodec().to(device)
@@ -129,8 +133,8 @@ def load_codec(
 
         return load_encodec(name, weights=weights, random=random, fetch=fetch, timeout=timeout).to(device)
     if name == "encodec-48khz":
-        raise ValueError(
+        raise CodecChoiceError(
             "codec 'encodec-48khz' is not supported: it is stereo and encodes 1 s chunks, each with its own loudness "
             f"scale, so its latents are no continuous sequence to move a window over; choose one of {', '.join(CODECS)}"
         )
-    raise ValueError(f"codec must be one of {', '.join(CODECS)}, got {name!r}")
+    raise CodecChoiceError(f"codec must be one of {', '.join(CODECS)}, got {name!r}")

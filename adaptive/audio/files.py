@@ -24,6 +24,7 @@ AUDIO_SUFFIXES: tuple[str, ...] = (
 """What `find_audio` looks for: the self-describing formats that libsndfile 1.2 reads."""
 
 _BLOCK_SECONDS = 10.0
+_BLOCK_VALUES = 1 << 22  # of all channels together; a damaged header can claim 1024 of them
 _RATES = range(1000, 768_001)
 # libsndfile quietly cuts a length that reaches beyond the file's end, and notes it in its log in this form.
 _OVERLONG = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -49,8 +50,8 @@ def check_readable(path: str | os.PathLike[str]) -> os.stat_result:
         info = os.stat(path)
     except FileNotFoundError as error:
         raise AudioError(path, "no such file") from error
-    except OSError as error:  # among them a loop of links
-        raise AudioError(path, f"cannot be opened ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a loop of links, a null byte in the name, ...
+        raise AudioError(path, f"cannot be opened ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(info.st_mode):
         raise AudioError(path, "not a regular file")
     if info.st_size == 0:
@@ -90,7 +91,7 @@ def _resampled(path: Path, sound: soundfile.SoundFile, sample_rate: int) -> Iter
     convert = None
     if sound.samplerate != sample_rate:
         convert = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
-    size = round(_BLOCK_SECONDS * sound.samplerate)
+    size = min(round(_BLOCK_SECONDS * sound.samplerate), _BLOCK_VALUES // sound.channels)
     read = 0
     while True:
         try:

@@ -33,8 +33,8 @@ FLOOR, CEILING = math.log(1e-5), 3.5
 
 # Standardization: latent = (log magnitude - (MEAN + TILT * (band - 63.5))) / SPREAD. Mean, least-squares slope over the
 # bands and spread around it, measured over four pieces of recorded music (-4.4, -0.034, 1.8 on average) and both
-# sides of synthesize_pair(0..7) (-3.8, -0.038, 2.0), and taken half way.
-MEAN, TILT, SPREAD = -4.1, -0.036, 1.9
+# sides of synthesize_pair(0..7) (-3.6, -0.036, 1.5), and taken half way.
+MEAN, TILT, SPREAD = -4.0, -0.035, 1.7
 
 INVERSION_ROUNDS = 20
 PHASE_ROUNDS = 32

@@ -25,6 +25,7 @@ PROGRESSIONS = {  # degrees of the scale, one chord per bar
     "minor": ((0, 5, 2, 6), (0, 3, 5, 4), (5, 6, 0, 0), (3, 0, 4, 0), (0, 6, 5, 6)),
 }
 PEAK = 0.85
+HISS = 7e-4  # -63 dB: no recording is silent between its notes
 
 # Sixteen steps to a bar, per section: kick, snare, hat, bass, chords' figure. One list for each side of a pair.
 KICKS = (
@@ -154,7 +155,7 @@ def _perform(
     """One side of the pair: the song's sections in this order, on this side's instruments."""
     step = 15 / bpm  # a sixteenth in seconds
     length = round(seconds * sample_rate)
-    dry, wet = np.zeros(length, np.float32), np.zeros(length, np.float32)  # drums and bass stay without reverb
+    dry, wet = np.zeros(length, np.float32), np.zeros(length, np.float32)  # wet has more of the room
     band = _Band(sample_rate, rng)
     scale = SCALES[mode]
 
@@ -175,8 +176,8 @@ def _perform(
             root = section.progression[(bar - first) % 4]
             for pattern, sound, gain in (
                 (KICKS, band.kick, 0.9),
-                (SNARES, band.snare, 0.45),
-                (HATS, band.hat, 0.16),
+                (SNARES, band.snare, 0.7),
+                (HATS, band.hat, 0.3),
             ):
                 for at in _hits(pattern[side][section.index]):
                     play(dry, bar, at, sound, gain * (1 if at % 4 == 0 else 0.75))
@@ -198,7 +199,8 @@ def _perform(
                 if degree is not None and section.index > 0:
                     voice = "lead" if side == 0 else "bell"
                     play(wet, bar, 2 * eighth, band.note(voice, pitch(root + degree, 67), 3 * step), 0.16)
-    mix = np.tanh(dry + wet + 0.25 * _reverb(wet, sample_rate, rng))
+    room = _reverb(0.25 * wet + 0.2 * dry, sample_rate, rng)
+    mix = np.tanh(dry + wet + room + np.float32(HISS) * rng.standard_normal(length, np.float32))
     fade = min(length // 2, round(0.02 * sample_rate))
     if fade:
         mix[:fade] *= np.linspace(0, 1, fade, dtype=np.float32)
@@ -219,12 +221,16 @@ class _Band:
         noise = rng.standard_normal(sample_rate).astype(np.float32)
         t = self._time(0.35)
         sweep = 2 * np.pi * (48 * t + 90 * 0.035 * (1 - np.exp(-t / 0.035)))  # 138 Hz falling to 48 Hz
-        self.kick = self._shape(np.sin(sweep) * np.exp(-t / 0.11), 0.001)
+        self.kick = self._drum(np.sin(sweep) * np.exp(-t / 0.11), 0.001)
         t = self._time(0.25)
         rattle = np.diff(noise[: len(t) + 1]) * np.exp(-t / 0.06)
-        self.snare = self._shape(0.5 * rattle + np.sin(2 * np.pi * 185 * t) * np.exp(-t / 0.04), 0.001)
+        self.snare = self._drum(0.5 * rattle + np.sin(2 * np.pi * 185 * t) * np.exp(-t / 0.04), 0.001)
         t = self._time(0.08)
-        self.hat = self._shape(np.diff(noise[-len(t) - 2 :], 2) * np.exp(-t / 0.02), 0.0005)
+        self.hat = self._drum(np.diff(noise[-len(t) - 2 :], 2) * np.exp(-t / 0.02), 0.0005)
+
+    def _drum(self, sound: np.ndarray, attack: float) -> Audio:
+        shaped = self._shape(sound, attack)
+        return shaped / np.abs(shaped).max()
 
     def note(self, voice: str, midi: int, seconds: float) -> Audio:
         key = (voice, midi, seconds)

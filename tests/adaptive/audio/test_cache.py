@@ -1,0 +1,171 @@
+"""The latent cache: equal to encoding the whole, keyed by content, whole or not there at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from adaptive_window.audio import cache as cache_module
+from adaptive_window.audio.cache import LatentCache, encode_file
+from adaptive_window.audio.files import AudioError, read_audio
+from adaptive_window.audio.mel import MelCodec
+
+
+@pytest.fixture(scope="module")
+def codec() -> MelCodec:
+    return MelCodec()
+
+
+def song(path: Path, seconds: float = 2.0, seed: int = 0, gain: float = 0.3) -> Path:
+    noise = gain * np.random.default_rng(seed).uniform(-1, 1, round(seconds * 16000))
+    soundfile.write(path, noise.astype(np.float32), 16000)
+    return path
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.99, 1.0, 1.04, 2.0, 3.333])
+def test_chunks_equal_the_whole(
+    tmp_path: Path, codec: MelCodec, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    path = song(tmp_path / "a.wav", seconds)
+    whole = codec.encode(read_audio(path, 16000)[None])[0]
+    monkeypatch.setattr(cache_module, "_CHUNK_SECONDS", 0.5)
+    chunked = encode_file(path, codec)
+    assert chunked.shape == whole.shape
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5)  # rounding of products of other sizes
+
+
+def test_blocks_and_chunks_do_not_have_to_fit(tmp_path: Path, codec: MelCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = song(tmp_path / "a.wav", 4.0)
+    monkeypatch.setattr(cache_module, "_CHUNK_SECONDS", 0.3)
+    monkeypatch.setattr("adaptive_window.audio.files._BLOCK_SECONDS", 0.77)
+    whole = codec.encode(read_audio(path, 16000)[None])[0]
+    torch.testing.assert_close(encode_file(path, codec), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_latents_are_computed_once(
+    tmp_path: Path, codec: MelCodec, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    path = song(tmp_path / "a.wav")
+    cache = LatentCache(None if in_memory else tmp_path / "cache", codec)
+    first = cache.latents(path)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("encoded twice")
+
+    monkeypatch.setattr(cache_module, "encode_file", fail)
+    assert torch.equal(cache.latents(path), first)
+    if not in_memory:
+        moved = path.rename(tmp_path / "renamed.wav")
+        assert torch.equal(LatentCache(tmp_path / "cache", codec).latents(moved), first)
+
+
+def test_other_content_and_other_codecs_have_other_entries(
+    tmp_path: Path, codec: MelCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = LatentCache(tmp_path / "cache", codec)
+    path = song(tmp_path / "a.wav", seed=0)
+    first = cache.latents(path)
+    song(path, seed=1)
+    os.utime(path, ns=(0, 0))
+    assert not torch.equal(cache.latents(path), first)
+    entry = cache.entry(cache.key(path))
+    monkeypatch.setattr("adaptive_window.audio.mel.SPREAD", 3.0)
+    other = LatentCache(tmp_path / "cache", MelCodec())
+    assert other.entry(other.key(path)) != entry
+
+
+def test_clip_is_a_part_of_the_latents(tmp_path: Path, codec: MelCodec) -> None:
+    path = song(tmp_path / "a.wav")
+    for cache in (LatentCache(tmp_path / "cache", codec), LatentCache(None, codec)):
+        whole = cache.latents(path)
+        clip = cache.clip(cache.key(path), 13, 40)
+        assert torch.equal(clip, whole[:, 13:53])
+        clip += 1  # the caller's own
+        assert torch.equal(cache.latents(path), whole)
+
+
+def test_any_flipped_bit_is_found_and_mended(tmp_path: Path, codec: MelCodec, caplog: pytest.LogCaptureFixture) -> None:
+    path = song(tmp_path / "a.wav", 0.5)
+    cache = LatentCache(tmp_path / "cache", codec)
+    whole = cache.latents(path)
+    entry = cache.entry(cache.key(path))
+    assert entry is not None
+    good = entry.read_bytes()
+    begin = 8 + int.from_bytes(good[:8], "little")  # of the data; the header is tried apart
+    rng = np.random.default_rng(0)
+    for at in [*rng.integers(begin, len(good), 20), len(good) - 1, 0, 3, 9]:
+        bad = bytearray(good)
+        bad[at] ^= 1 << int(rng.integers(8))
+        entry.write_bytes(bad)
+        caplog.clear()
+        assert torch.equal(LatentCache(tmp_path / "cache", codec).latents(path), whole)
+        assert "damaged" in caplog.text
+        caplog.clear()
+        assert torch.equal(LatentCache(tmp_path / "cache", codec).latents(path), whole)
+        assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_cut_entry_is_mended(tmp_path: Path, codec: MelCodec, keep: int, caplog: pytest.LogCaptureFixture) -> None:
+    path = song(tmp_path / "a.wav", 0.5)
+    cache = LatentCache(tmp_path / "cache", codec)
+    whole = cache.latents(path)
+    entry = cache.entry(cache.key(path))
+    assert entry is not None
+    entry.write_bytes(entry.read_bytes()[:keep])
+    assert torch.equal(LatentCache(tmp_path / "cache", codec).latents(path), whole)
+    assert "damaged" in caplog.text
+
+
+def test_nothing_half_written_stays(tmp_path: Path, codec: MelCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = song(tmp_path / "a.wav", 0.5)
+    cache = LatentCache(tmp_path / "cache", codec)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="latent cache cannot be written: No space"):
+        cache.latents(path)
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+
+
+def test_silence_and_bad_files_are_refused_and_not_kept(tmp_path: Path, codec: MelCodec) -> None:
+    cache = LatentCache(tmp_path / "cache", codec)
+    with pytest.raises(AudioError, match=r"quiet\.wav.*silent"):
+        cache.latents(song(tmp_path / "quiet.wav", gain=3e-5))
+    with pytest.raises(AudioError, match=r"nowhere\.wav.*no such file"):
+        cache.latents(tmp_path / "nowhere.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(AudioError, match=r"pipe\.wav.*not a regular file"):
+        cache.latents(tmp_path / "pipe.wav")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_encode_all_gives_lengths_and_reasons(tmp_path: Path, codec: MelCodec) -> None:
+    good, bad = song(tmp_path / "good.wav", 1.0), tmp_path / "bad.wav"
+    bad.write_text("no audio")
+    frames, failed = LatentCache(None, codec).encode_all([good, bad])
+    assert frames == {good: 50}
+    assert [path for path, _ in failed] == [bad]
+    assert "no audio" in failed[0][1]
+
+
+def test_a_copy_for_a_worker_reads_but_does_not_encode(tmp_path: Path, codec: MelCodec) -> None:
+    path, other = song(tmp_path / "a.wav"), song(tmp_path / "b.wav", seed=1)
+    cache = LatentCache(tmp_path / "cache", codec)
+    whole = cache.latents(path)
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy.codec is None
+    assert torch.equal(copy.latents(path), whole)
+    with pytest.raises(AudioError, match=r"b\.wav.*no codec"):
+        copy.latents(other)
+    with pytest.raises(LookupError, match="emptied"):
+        copy.clip("0" * 64, 0, 10)

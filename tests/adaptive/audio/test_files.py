@@ -1,0 +1,321 @@
+"""Audio in and out: what is read exactly, what is refused, and that each refusal names the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from adaptive_window.audio import files
+from adaptive_window.audio.files import AudioError, find_audio, read_audio, stream_audio, write_audio
+
+RATE = 8000
+
+
+def tone(seconds: float = 1.0, rate: int = RATE, hz: float = 440.0, gain: float = 0.5) -> np.ndarray:
+    return (gain * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def wav_bytes(samples: np.ndarray, claim: int | None = None, rate: int = RATE) -> bytes:
+    """A 16-bit mono WAV written by hand; its data chunk claims `claim` bytes."""
+    data = (samples * 32767).astype("<i2").tobytes()
+    claim = len(data) if claim is None else claim
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH", b"RIFF", min(claim + 36, 2**32 - 1), b"WAVE", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16
+    )
+    return header + struct.pack("<4sI", b"data", claim) + data
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "bits"),
+    [
+        (".wav", "PCM_U8", 8),
+        (".wav", "PCM_16", 16),
+        (".wav", "PCM_24", 24),
+        (".wav", "FLOAT", 24),
+        (".flac", "PCM_16", 16),
+        (".aiff", "PCM_16", 16),
+        (".caf", "PCM_16", 16),
+        (".au", "PCM_16", 16),
+        (".w64", "PCM_16", 16),
+    ],
+)
+def test_samples_come_back_to_half_a_step(tmp_path: Path, suffix: str, subtype: str, bits: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, tone(), RATE, subtype=subtype)
+    audio = read_audio(path, RATE)
+    assert audio.shape == (1, RATE)
+    assert audio.dtype == torch.float32
+    # Writing scales by 2^(bits-1) - 1 or 2^(bits-1), reading by the latter: one step of rounding and scale together.
+    assert np.abs(audio[0].numpy() - tone()).max() <= 2.0 ** (1 - bits)
+
+
+@pytest.mark.parametrize("suffix", [".ogg", ".mp3"])
+def test_lossy_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, tone(2.0, 16000), 16000)
+    audio = read_audio(path, 16000)[0].numpy()
+    assert abs(len(audio) - 32000) < 2500
+    middle = slice(8000, 24000)
+    spectrum = np.abs(np.fft.rfft(audio[middle]))
+    assert np.argmax(spectrum) == 440  # 1 s: bins of 1 Hz
+    assert audio[middle].std() == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    channels = np.random.default_rng(0).uniform(-0.5, 0.5, (1000, 6)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", channels, RATE, subtype="FLOAT")
+    audio = read_audio(tmp_path / "a.wav", RATE)[0].numpy()
+    np.testing.assert_allclose(audio, channels.mean(axis=1), atol=6 * 2**-25)  # six float32 roundings below 1
+
+
+def test_another_rate_is_resampled(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(24.0, 44100), 44100, subtype="FLOAT")
+    audio = read_audio(tmp_path / "a.wav", 16000)[0].numpy()
+    assert len(audio) == 24 * 16000
+    expected = tone(24.0, 16000)
+    assert np.abs(audio - expected)[200:-200].max() < 1e-4  # soxr HQ: 20 bits, except where its filter meets an end
+
+
+def test_blocks_equal_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (44100 * 2, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", noise, 44100, subtype="FLOAT")
+    whole = read_audio(tmp_path / "a.wav", 16000)
+    monkeypatch.setattr(files, "_BLOCK_SECONDS", 0.05)
+    blocks = list(stream_audio(tmp_path / "a.wav", 16000))
+    assert len(blocks) > 10
+    assert np.array_equal(np.concatenate(blocks), whole[0].numpy())
+
+
+def _empty(path: Path) -> None:
+    path.touch()
+
+
+def _no_samples(path: Path) -> None:
+    soundfile.write(path, np.zeros(0, np.float32), RATE)
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(wav_bytes(tone())[: RATE // 2])
+
+
+def _claims_4_gb(path: Path) -> None:
+    path.write_bytes(wav_bytes(tone(), claim=2**32 - 1))
+
+
+def _text(path: Path) -> None:
+    path.write_text("these are not the samples\n" * 100)
+
+
+def _header_only(path: Path) -> None:
+    path.write_bytes(b"RIFF\x24\x00\x00\x00WAVE")
+
+
+def _nan(path: Path) -> None:
+    soundfile.write(path, np.where(np.arange(RATE) == 4000, np.nan, tone()), RATE, subtype="FLOAT")
+
+
+def _infinite(path: Path) -> None:
+    soundfile.write(path, np.where(np.arange(RATE) == 4000, np.inf, tone()), RATE, subtype="FLOAT")
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _missing(path: Path) -> None:
+    pass
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def _slow_rate(path: Path) -> None:
+    path.write_bytes(wav_bytes(tone(), rate=1))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_empty, "empty file"),
+        (_no_samples, "no samples"),
+        (_truncated, "truncated"),
+        (_claims_4_gb, "claims 4294967295 bytes"),
+        (_text, "no audio"),
+        (_header_only, "no audio"),
+        (_nan, "1 NaN or infinite samples near"),
+        (_infinite, "1 NaN or infinite samples near"),
+        (_fifo, "not a regular file"),
+        (_folder, "not a regular file"),
+        (_missing, "no such file"),
+        (_link_to_itself, "cannot be opened"),
+        (_slow_rate, "sample rate of 1 Hz"),
+    ],
+)
+def test_bad_files_are_named_with_what_is_wrong(tmp_path: Path, make: Callable[[Path], None], reason: str) -> None:
+    path = tmp_path / "bad song.wav"
+    make(path)
+    with pytest.raises(AudioError, match=reason) as caught:
+        read_audio(path, RATE)
+    assert "bad song.wav" in str(caught.value)
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".mp3", ".aiff", ".au", ".caf"])
+def test_truncated_files_of_other_formats_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 3 * 44100).astype(np.float32), 44100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=r"truncated|damaged|no audio"):
+        read_audio(path, 44100)
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(), RATE)
+    path.chmod(0)
+    if os.geteuid() == 0:  # whom nothing is forbidden
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(AudioError, match=r"a\.wav.*no permission"):
+        read_audio(path, RATE)
+
+
+@pytest.mark.parametrize("name", [b"-rf.wav", b"two\nlines.wav", b"caf\xe9.wav", b"sp ace'\".wav"])
+def test_odd_names_are_written_read_and_found(tmp_path: Path, name: bytes) -> None:
+    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
+    write_audio(path, tone(), RATE)
+    assert read_audio(path, RATE).shape == (1, RATE)
+    assert find_audio(tmp_path) == [path]
+    path.write_bytes(b"")
+    with pytest.raises(AudioError) as caught:
+        read_audio(path, RATE)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()  # can be printed
+
+
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    """500 files with random bytes, cuts and insertions: finite audio or `AudioError`, nothing else."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    path = tmp_path / "mutant.wav"
+    originals = []
+    for suffix in (".wav", ".flac", ".ogg", ".aiff", ".mp3"):
+        soundfile.write(tmp_path / f"a{suffix}", np.stack([tone(0.2), tone(0.2, hz=600)], axis=1), RATE)
+        originals.append((tmp_path / f"a{suffix}").read_bytes())
+    for number in range(500):
+        data = bytearray(originals[number % len(originals)])
+        for _ in range(int(rng.integers(1, 6))):
+            at = int(rng.integers(min(len(data), 200) if rng.random() < 0.7 else len(data)))
+            data[at] = int(rng.integers(256))
+        if rng.random() < 0.3:
+            data = data[: int(rng.integers(1, len(data)))]
+        path.write_bytes(data)
+        try:
+            audio = read_audio(path, RATE)
+        except AudioError as error:
+            refused += "mutant.wav" in str(error)
+        else:
+            assert audio.shape[1] > 0
+            assert bool(audio.isfinite().all())
+    assert 50 < refused < 450
+
+
+def test_error_survives_a_worker_process() -> None:
+    error = pickle.loads(pickle.dumps(AudioError("a.wav", "silent")))
+    assert (error.path, error.reason) == (Path("a.wav"), "silent")
+    assert "'a.wav': silent" in str(error)
+
+
+@pytest.mark.parametrize("shape", [(1000,), (1, 1000)])
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_written_audio_comes_back(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
+    audio = torch.from_numpy(tone(0.125)).reshape(shape)
+    path = tmp_path / f"a{suffix}"
+    write_audio(path, audio, RATE, comment="made with ü")
+    assert (read_audio(path, RATE)[0] - audio.flatten()).abs().max() <= 2.0**-15
+    with soundfile.SoundFile(path) as sound:
+        assert sound.comment == "made with ü"
+        assert (sound.subtype, sound.channels, sound.samplerate) == ("PCM_16", 1, RATE)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no temporary file stays
+
+
+def test_float_wav_is_exact_and_not_scaled(tmp_path: Path) -> None:
+    audio = torch.from_numpy(tone(gain=3.0))
+    write_audio(tmp_path / "a.wav", audio, RATE, subtype="FLOAT")
+    assert torch.equal(read_audio(tmp_path / "a.wav", RATE)[0], audio)
+
+
+def test_what_would_clip_is_scaled_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    audio = torch.from_numpy(tone(gain=4.0))
+    write_audio(tmp_path / "loud.wav", audio, RATE)
+    back = read_audio(tmp_path / "loud.wav", RATE)[0]
+    factor = 0.999 / float(audio.abs().max())
+    assert (back - audio * factor).abs().max() <= 2.0**-15
+    assert "loud.wav" in caplog.text
+    assert "peak 4.0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "audio", "reason"),
+    [
+        ("a.wav", torch.zeros(0), "empty"),
+        ("a.wav", torch.tensor([0.0, float("nan")]), "1 NaN"),
+        ("a.mp3", torch.zeros(10), ".wav or .flac"),
+        ("missing/a.wav", torch.zeros(10), "no such folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path: Path, name: str, audio: torch.Tensor, reason: str) -> None:
+    with pytest.raises(AudioError, match=reason):
+        write_audio(tmp_path / name, audio, RATE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_refuses_more_than_one_channel(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\[N\] or \[1, N\], got shape \[2, 100\]"):
+        write_audio(tmp_path / "a.wav", torch.zeros(2, 100), RATE)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.wav"
+    write_audio(path, tone(), RATE)
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", fail)
+    with pytest.raises(AudioError, match="No space left"):
+        write_audio(path, tone(hz=880), RATE)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_find_audio_is_sorted_recursive_and_ends(tmp_path: Path) -> None:
+    for name in ("b.wav", "a.FLAC", "sub/c.ogg", "notes.txt", ".hidden.wav", ".git/d.wav", "wav"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.mp3").symlink_to(tmp_path / "nowhere")
+    found = [str(path.relative_to(tmp_path)) for path in find_audio(tmp_path)]
+    assert found == ["a.FLAC", "b.wav", "gone.mp3", "sub/c.ogg"]
+
+
+def test_find_audio_names_what_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"nowhere.*no such folder"):
+        find_audio(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(AudioError, match=r"file.*not a folder"):
+        find_audio(tmp_path / "file")
