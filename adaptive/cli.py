@@ -33,24 +33,29 @@ def demo(config: DemoConfig) -> None:
 def encode(config: EncodeConfig) -> None:
     from .audio.cache import LatentCache
     from .audio.codec import load_codec
-    from .audio.files import find_audio
+    from .audio.files import AUDIO_SUFFIXES, find_audio
     from .training.loop import choose_device
 
     device = choose_device(config.device)
     paths = find_audio(config.data)
+    if not paths:
+        raise UsageError(f"no audio under {config.data} (searched for {' '.join(AUDIO_SUFFIXES)})")
     codec = load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
     folder = cache_folder(config.cache)
-    LatentCache(folder, codec).encode_all(paths, progress=True)
-    print(f"{len(paths)} files as {codec.name} latents in {folder}")
+    frames, bad = LatentCache(folder, codec).encode_all(paths, progress=True)
+    for path, reason in bad:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    if not frames:
+        raise UsageError(f"none of the {len(bad)} audio files under {config.data} can be encoded")
+    print(f"{len(frames)} files as {codec.name} latents in {folder}, {len(bad)} skipped")
 
 
 def train(config: TrainConfig) -> None:
     from .training.run import run_training
 
     result = run_training(config)
-    print(
-        f"step {result.summary['steps']}: held-out loss {result.final.loss:.4f}, best {result.summary['best_held_out_loss']:.4f}"
-    )
+    best = result.summary["best_held_out_loss"]
+    print(f"step {result.summary['steps']}: held-out loss {result.final.loss:.4f}, best {best:.4f}")
     print(result.final.windows.table())
     print(f"checkpoints, pictures and audio are in {result.out}")
 
@@ -109,11 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def user_errors() -> tuple[type[Exception], ...]:
     """What a user can mend. Called when something was raised, so it costs no import before."""
-    from .audio.codec import CodecUnavailable
+    from .audio.codec import CodecChoiceError, CodecUnavailable
     from .audio.dataset import DataError
     from .audio.files import AudioError
 
-    return UsageError, AudioError, DataError, CodecUnavailable
+    return UsageError, AudioError, DataError, CodecChoiceError, CodecUnavailable
 
 
 if __name__ == "__main__":

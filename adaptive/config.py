@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
 
 CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -55,7 +62,7 @@ class DataOptions:
     data: Path = flag(text="folder of songs, or of NAME_input.* with NAME_target.* in train/ and val/")
     unity_test: bool = flag(False, "sanity mode: the target is the input itself")
     shuffle_targets: bool = flag(False, "sanity mode: targets are exchanged among songs")
-    max_bad: NonNegativeFloat = flag(0.05, "share of unreadable or too short files that ends the run")
+    max_bad: ClosedUnitInterval = flag(0.05, "share of unreadable or too short files that ends the run")
     seed: NonNegativeInt = flag(0, "seed of the split, the crops, the initialization and the dropout")
 
 
@@ -187,7 +194,16 @@ def cache_folder(chosen: Path | None) -> Path:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """The dataclass as JSON and YAML can hold it."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        # jsonargparse's restricted numbers are subclasses, which YAML does not know
+        return next(
+            (kind(value) for kind in (int, float) if isinstance(value, kind) and type(value) is not bool), value
+        )
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
 
 
 def from_plain(config: type, values: dict[str, Any]) -> Any:

@@ -37,10 +37,10 @@ def choose_codec(config: DemoConfig) -> str:
         raise UsageError("--random-codec: name the codec to initialize randomly with --codec")
     try:
         load_codec(PRETRAINED, weights=config.weights, device="cpu")
-    except CodecUnavailable as error:
+    except CodecUnavailable:
         if config.weights is not None:
             raise
-        note(f"no EnCodec weights ({str(error).splitlines()[0]}): using the embedded mel codec, which needs none")
+        note("EnCodec's weights are not here and cannot be fetched: using the embedded mel codec, which needs none")
         return "mel"
     return PRETRAINED
 

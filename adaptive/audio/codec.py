@@ -117,8 +117,8 @@ def load_codec(
     the local hub caches, or by download when `fetch` is true (given up `timeout` seconds after the last byte came).
     `random` draws the weights instead (seeded) and warns on every load.
 
-    Raises `CodecChoiceError` for an unknown name or options that do not fit it, `CodecUnavailable` where the weights or the
-    `encodec` package are missing.
+    Raises `CodecChoiceError` for an unknown name or options that do not fit it, `CodecUnavailable` where the weights
+    or the `encodec` package are missing.
     """
     if name == "mel":
         if weights is not None:

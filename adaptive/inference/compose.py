@@ -90,15 +90,19 @@ def parse_pick(text: str, num_pairs: int) -> str | int:
     raise UsageError(f"--pick {text}: must be mean, best or a pair's number from 0 to {num_pairs - 1}")
 
 
+def check_folder(output: Path) -> None:
+    if not output.parent.is_dir():
+        raise UsageError(f"-o {output}: there is no folder {output.parent}")
+
+
 def compose_file(config: ComposeConfig) -> dict[str, Any]:
     """Writes the pattern as WAV and its windows, in seconds, as JSON beside it; returns what the JSON holds."""
     if config.output.suffix.lower() != ".wav":
         raise UsageError(f"-o {config.output}: the pattern is written as WAV, so its name must end in .wav")
-    if not config.output.parent.is_dir():
-        raise UsageError(f"-o {config.output}: there is no folder {config.output.parent}")
+    check_folder(config.output)
     session = open_session(config)
     pick = parse_pick(config.pick, session.agent.num_pairs)
-    latents = session.agent.compose(session.x, session.y, pick=pick)  # [1, C, W]
+    latents, _ = session.agent.compose(session.x, session.y, pick=pick)  # [1, C, W]
     with torch.no_grad():
         audio = session.codec.decode(latents)[0].cpu()  # [1, N]
         windows = session.agent.window_selector(session.x, session.y)
@@ -141,6 +145,7 @@ def plot_file(config: PlotConfig) -> None:
     """Writes the picture of a checkpoint's windows over two songs."""
     if config.output.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
+    check_folder(config.output)
     session = open_session(config)
     with torch.no_grad():
         windows = session.agent.window_selector(session.x, session.y)

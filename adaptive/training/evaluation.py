@@ -87,7 +87,7 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
     for k in range(min(trainer.config.examples, len(trainer.held_out))):
         item = trainer.held_out[k]
         x, y = (item[key][None].to(trainer.device) for key in ("input", "target"))
-        latents = agent.compose(x, y, pick="mean")
+        latents, _ = agent.compose(x, y, pick="mean")
         with torch.no_grad():
             audio = codec.decode(latents)[0].cpu()
             windows = agent.window_selector(x, y)

@@ -70,11 +70,14 @@ def run_training(config: TrainConfig) -> RunResult:
         config.data, shuffle_targets=config.shuffle_targets, unity_test=config.unity_test, seed=config.seed
     )
     cache = LatentCache(cache_folder(config.cache), codec)
-    shared = {"clip_frames": codec.frames(config.clip_seconds), "seed": config.seed, "max_bad": config.max_bad}
+    shared: dict[str, Any] = {
+        "clip_frames": codec.frames(config.clip_seconds),
+        "seed": config.seed,
+        "max_bad": config.max_bad,
+        "progress": True,
+    }
     train_set = ClipDataset(train, cache, clips_per_example=config.clips_per_song, **shared)
     held_out_set = ClipDataset(held_out, cache, random_crops=False, **shared)
-    for path, reason in [*train_set.skipped, *held_out_set.skipped]:
-        note(f"skipped {path}: {reason}")
     note(
         f"{len(train)} training and {len(held_out)} held-out songs, codec {codec.name} "
         f"({codec.frame_rate:g} frames/s), {device}"
