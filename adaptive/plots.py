@@ -5,7 +5,7 @@ Readable in grey: pairs differ by line style and number, not by colour alone. Ti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def _draw_pair(
 
 def trajectory_figure(
     steps: Sequence[float],
-    series: dict[str, NDArray[np.floating[Any]]],
+    series: Mapping[str, NDArray[np.floating[Any]]],
     *,
     title: str = "",
 ) -> Figure:

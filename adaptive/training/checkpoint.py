@@ -118,7 +118,7 @@ def load_weights(agent: AdaptiveWindowCreativeAgent, weights: Mapping[str, Tenso
 
 def optimizer_state(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> dict[str, dict[str, Tensor]]:
     """AdamW's state by parameter name (PyTorch numbers parameters; names survive a change of order)."""
-    names = {parameter: name for name, parameter in agent.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in agent.named_parameters()}
     return {names[parameter]: dict(slots) for parameter, slots in optimizer.state.items()}
 
 

@@ -45,7 +45,8 @@ def evaluate(
     """In eval mode, at fixed crops; every example counts alike."""
     was_training = agent.training
     agent.eval()
-    total, parts, count = 0.0, {}, 0
+    total, count = 0.0, 0
+    parts: dict[str, float] = {}
     windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):  # see Trainer._load
         x, y = batch["input"].to(device), batch["target"].to(device)
@@ -86,7 +87,8 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
     agent, codec, step = trainer.agent, trainer.codec, trainer.progress.step
     for k in range(min(trainer.config.examples, len(trainer.held_out))):
         item = trainer.held_out[k]
-        x, y = (item[key][None].to(trainer.device) for key in ("input", "target"))
+        clips = [torch.as_tensor(item[key]) for key in ("input", "target")]  # [C, T] each
+        x, y = (clip[None].to(trainer.device) for clip in clips)
         latents, _ = agent.compose(x, y, pick="mean")
         with torch.no_grad():
             audio = codec.decode(latents)[0].cpu()
@@ -94,10 +96,10 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
         comment = "random codec weights" if codec.random else None
         write_audio(folder / f"step{step:06d}-{k}.wav", audio, codec.sample_rate, comment=comment)
         figure = windows_figure(
-            item["input"].numpy(),
-            item["target"].numpy(),
+            clips[0].numpy(),
+            clips[1].numpy(),
             pairs_in_seconds(windows, codec),
-            clip_seconds=item["input"].shape[-1] / codec.frame_rate,
+            clip_seconds=clips[0].shape[-1] / codec.frame_rate,
             window_seconds=trainer.config.window_seconds,
             title=f"windows at step {step}",
         )

@@ -10,7 +10,6 @@ made from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -47,7 +46,7 @@ class Objective:
         self,
         outputs: list[Tensor],
         losses: list[Tensor],
-        windows: Mapping[str, Tensor],
+        windows: dict[str, Tensor],
         x: Tensor,
         y: Tensor,
         *,
@@ -78,7 +77,7 @@ class Objective:
             loss = loss + config.envelope_copy_weight * parts["envelope_copy"]
         return loss, parts
 
-    def spectral(self, patterns: Tensor, windows: Mapping[str, Tensor], y: Tensor, random_stretch: bool) -> Tensor:
+    def spectral(self, patterns: Tensor, windows: dict[str, Tensor], y: Tensor, random_stretch: bool) -> Tensor:
         with torch.no_grad():
             start, ratio = windows["start_target"], windows["ratio_target"]
             wanted = resample_windows(y, start, ratio, patterns.shape[-1]).float()  # [B, P, C, W]
@@ -99,7 +98,7 @@ class Objective:
         return slice(begin, begin + frames)
 
     def envelope_copy(
-        self, patterns: Tensor, windows: Mapping[str, Tensor], x: Tensor, y: Tensor, random_stretch: bool
+        self, patterns: Tensor, windows: dict[str, Tensor], x: Tensor, y: Tensor, random_stretch: bool
     ) -> Tensor:
         """Mean over input and target of the squared correlation of their windows' loudness with the pattern's."""
         window = patterns.shape[-1]
