@@ -33,7 +33,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -128,6 +128,7 @@ class Sanitizer:
         self.launches: dict[str, int] = {}
         self._fresh = FreshMemory()
         self._launch: _Launch | None = None
+        self._patched: dict[int, Any] = {}  # by a module's globals: what undoes the patching
         self._undo: list[tuple[Any, str, Any]] = []
 
     # ------------------------------------------------------------------ hooks
@@ -150,6 +151,12 @@ class Sanitizer:
         for name in ("create_fp_to_si", "create_fp_to_ui"):
             self._replace(builder, name, self._checked_conversion(getattr(builder, name)))
         self._undo += self._fresh.watch_allocations()
+        # Speed, a third of the time: Triton looks through its whole language at every call of a device function, though
+        # the launch has replaced all in it; and it checks for overflow, for an assertion that is switched off.
+        self._patch_language = interpreter._patch_lang
+        self._replace(interpreter, "_patch_lang", self._patch_once)
+        quick = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+        self._replace(interpreter.interpreter_builder, "options", quick)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,7 +200,8 @@ class Sanitizer:
         function = executor.fn
         names = inspect.getfullargspec(function).args
         launch = self._launch = _Launch(function.__name__)
-        scope = interpreter._patch_lang(function)
+        self._patched = {}
+        self._patch_once(function)
         try:
             bound = inspect.getcallargs(function, *args, **{k: v for k, v in kwargs.items() if k in names})
             given = dict(bound)
@@ -215,11 +223,17 @@ class Sanitizer:
         except interpreter.InterpreterError as error:
             self._raise_report_within(error)
         finally:
-            scope.restore()
+            for scope in reversed(self._patched.values()):
+                scope.restore()
             self._launch = None
         for operations in launch.log.values():
             self._check_races(launch, operations)
         self.launches[launch.kernel] = self.launches.get(launch.kernel, 0) + 1
+
+    def _patch_once(self, function: Any) -> None:
+        """Triton's language for the interpreter, once per launch and module of device code."""
+        if id(function.__globals__) not in self._patched:
+            self._patched[id(function.__globals__)] = self._patch_language(function)
 
     def _raise_report_within(self, error: BaseException) -> NoReturn:
         """Device functions that call device functions wrap what is raised in them."""
