@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+
 from adaptive_window import cli, demo
 from adaptive_window.audio.codec import CodecUnavailable
 from adaptive_window.config import DemoConfig, UsageError
