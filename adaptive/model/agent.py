@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .composer import CompositionalCreativeAgent, agent_loss, evaluating
+from .composer import MAX_FRAMES, CompositionalCreativeAgent, agent_loss, evaluating
 from .selector import WindowSelector
 from .tonality import TonalityReducer
+from .validation import check_count
 
 
 class AdaptiveWindowCreativeAgent(nn.Module):
@@ -47,6 +48,11 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        check_count("window_frames", window_frames)
+        if window_frames > MAX_FRAMES:
+            raise ValueError(
+                f"window_frames must be at most {MAX_FRAMES} (the composer's positional encoding), got {window_frames}"
+            )
         self.window_selector = WindowSelector(
             encoding_dim, num_pairs, window_frames=window_frames, max_ratio=max_ratio, dropout=dropout
         )

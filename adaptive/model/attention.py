@@ -9,7 +9,6 @@ else it is PyTorch's own attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,21 +16,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 2**16  # dropout probabilities are rounded to multiples of 1/LEVELS
-RANDOM = (torch.Tag.nondeterministic_seeded,)  # two draws of one shape are not one and the same
-DRAW = "(SymInt[] shape, int zeros) -> Tensor"
-ATTEND = "(Tensor q, Tensor k, Tensor v, Tensor mask, float factor) -> Tensor"
-ATTEND_BACKWARD = (
-    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor mask, Tensor out, float factor) -> (Tensor, Tensor, Tensor)"
+# Operators of their own, so that `torch.compile` leaves their loops and buffers as they are. Defined by schema, since
+# `torch.library.custom_op` would import torch's compiler at the first eager call, for seconds.
+torch.library.define(
+    "adaptive_window::draw_mask",
+    "(Tensor q, int zeros) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),  # two draws of one shape are not one and the same
 )
+torch.library.define(
+    "adaptive_window::masked_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor mask, float factor) -> Tensor",
+)
+torch.library.define(
+    "adaptive_window::masked_attention_backward",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor mask, Tensor out, float factor) -> (Tensor, Tensor, Tensor)",
+)
+draw_mask = torch.ops.adaptive_window.draw_mask.default
+masked_attention = torch.ops.adaptive_window.masked_attention.default
+masked_attention_backward = torch.ops.adaptive_window.masked_attention_backward.default
 
 
-@torch.library.custom_op("adaptive_window::draw_mask", mutates_args=(), schema=DRAW, tags=RANDOM)
-def draw_mask(shape: Sequence[int], zeros: int) -> Tensor:
-    """A random mask on the CPU, uint8: 0 with probability zeros/LEVELS, else 1.
+@torch.library.impl("adaptive_window::draw_mask", "CPU")
+def _draw_mask(q: Tensor, zeros: int) -> Tensor:
+    """For q `[N, heads, S, d]` a random mask `[N, heads, S, S]`, uint8: 0 with probability zeros/LEVELS, else 1.
 
     Four 16-bit draws come from each 64-bit random number: four times as fast as `bernoulli_`.
     """
-    mask = torch.empty(shape, dtype=torch.uint8)
+    mask = _mask_for(q)
     for part in mask:  # one sample at a time: the random numbers stay in the cache
         bits = torch.empty((part.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
         draws = bits.view(torch.int16)[: part.numel()].view(part.shape)  # uniform on −32768 ... 32767
@@ -39,17 +50,18 @@ def draw_mask(shape: Sequence[int], zeros: int) -> Tensor:
     return mask
 
 
-@draw_mask.register_fake
-def _(shape: Sequence[int], zeros: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.uint8)
+@torch.library.register_fake("adaptive_window::draw_mask")
+def _fake_draw_mask(q: Tensor, zeros: int) -> Tensor:
+    return _mask_for(q)
 
 
-@torch.library.custom_op("adaptive_window::masked_attention", mutates_args=(), schema=ATTEND)
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, factor: float) -> Tensor:
-    """(softmax(q·kᵀ/√d) · mask · factor) · v for q, k, v `[N, heads, S, d]` and a mask `[N, heads, S, S]`.
+def _mask_for(q: Tensor) -> Tensor:
+    return q.new_empty((*q.shape[:3], q.shape[2]), dtype=torch.uint8)
 
-    An operator of its own, so that `torch.compile` leaves the loop and its buffers as they are.
-    """
+
+@torch.library.impl("adaptive_window::masked_attention", "CPU")
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, factor: float) -> Tensor:
+    """(softmax(q·kᵀ/√d) · mask · factor) · v for q, k, v `[N, heads, S, d]` and a mask `[N, heads, S, S]`."""
     out = torch.empty(q.shape, dtype=q.dtype)
     scores = torch.empty(mask.shape[1:], dtype=q.dtype)  # [heads, S, S]
     for n in range(q.shape[0]):
@@ -58,8 +70,8 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, factor: floa
     return out.mul_(factor)
 
 
-@torch.library.custom_op("adaptive_window::masked_attention_backward", mutates_args=(), schema=ATTEND_BACKWARD)
-def masked_attention_backward(
+@torch.library.impl("adaptive_window::masked_attention_backward", "CPU")
+def _masked_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor, factor: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `masked_attention` for q, k, v.
@@ -84,13 +96,13 @@ def masked_attention_backward(
     return dq.mul_(scale), dk.mul_(scale), dv
 
 
-@masked_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, factor: float) -> Tensor:
+@torch.library.register_fake("adaptive_window::masked_attention")
+def _fake_masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, factor: float) -> Tensor:
     return q.new_empty(q.shape)
 
 
-@masked_attention_backward.register_fake
-def _(
+@torch.library.register_fake("adaptive_window::masked_attention_backward")
+def _fake_masked_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor, factor: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -105,7 +117,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*masked_attention_backward(grad, *ctx.saved_tensors, ctx.factor), None, None)
 
 
-masked_attention.register_autograd(_backward, setup_context=_save)
+torch.library.register_autograd("adaptive_window::masked_attention", _backward, setup_context=_save)
 
 
 def _softmax_scores(q: Tensor, k: Tensor, out: Tensor) -> None:
@@ -115,11 +127,11 @@ def _softmax_scores(q: Tensor, k: Tensor, out: Tensor) -> None:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
-    """Scaled dot-product attention with dropout on its weights, `[N, heads, S, d]`."""
+    """Scaled dot-product self-attention with dropout on its weights, q, k, v `[N, heads, S, d]`, 0 ≤ dropout < 1."""
     if dropout == 0.0 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    zeros = round(dropout * LEVELS)
-    mask = draw_mask([*q.shape[:3], k.shape[2]], zeros)
+    zeros = min(round(dropout * LEVELS), LEVELS - 1)
+    mask = draw_mask(q, zeros)
     factor = LEVELS / (LEVELS - zeros)  # exact for the rounded probability: the mean is unbiased
     wide = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
     return masked_attention(q.to(wide), k.to(wide), v.to(wide), mask, factor).to(q.dtype)
