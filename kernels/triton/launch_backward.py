@@ -22,23 +22,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..reference import compute_dtype
-from .backward_chain import TRITON_TYPE, Source, make_chain
-from .resample import resample_dx
-
-
-class Weights(NamedTuple):
-    """The six weights of the transform, or something of each, in argument order."""
-
-    depthwise_weight: Tensor  # [C, 1, K]
-    depthwise_bias: Tensor  # [C]
-    pointwise_weight: Tensor  # [C, C, 1]
-    pointwise_bias: Tensor  # [C]
-    norm_weight: Tensor  # [C]
-    norm_bias: Tensor  # [C]
+from .backward_chain import make_chain
+from .launch import Source, Weights
+from .launch_forward import resample_dx_of
 
 
 class Needs(NamedTuple):
@@ -83,11 +72,10 @@ def windowed_tonality_backward(
     if grad_out.numel() == 0:
         inputs = (x, start, ratio, strength, *weights)
         return tuple(torch.zeros_like(v) if need else None for v, need in zip(inputs, needs, strict=True))
-    start, ratio = start.contiguous(), ratio.contiguous()
     dtype = compute_dtype(x.dtype) if need_x else None
     wanted = Needs(dtype, need_start or need_ratio, *need_rest)
-    grads = _backward(grad_out, Source(x, start, ratio, True), strength, weights, eps, wanted)
-    dx = resample_adjoint(grads.dy, x, start, ratio) if need_x else None
+    grads = _backward(grad_out, Source.of_clips(x, start, ratio), strength, weights, eps, wanted)
+    dx = resample_dx_of(grads.dy, x, start, ratio) if need_x else None
     dstart = grads.place[..., 0].to(start.dtype) if need_start else None
     dratio = grads.place[..., 1].to(ratio.dtype) if need_ratio else None
     return dx, dstart, dratio, *grads.rest
@@ -113,33 +101,8 @@ def tonality_blend_backward(
         inputs = (y, strength, *weights)
         return tuple(torch.zeros_like(v) if need else None for v, need in zip(inputs, needs, strict=True))
     wanted = Needs(y.dtype if need_y else None, False, *need_rest)
-    grads = _backward(grad_out, Source(y, strength, strength, False), strength, weights, eps, wanted)
+    grads = _backward(grad_out, Source.of_windows(y), strength, weights, eps, wanted)
     return grads.dy, *grads.rest
-
-
-def resample_adjoint(dy: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
-    batch, pairs, channels, window = dy.shape
-    frames = x.shape[-1]
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sb, sp, sc, sw = dy.stride()
-    resample_dx[(batch * triton.cdiv(channels, 32) * triton.cdiv(frames, 128),)](
-        dy,
-        start,
-        ratio,
-        dx,
-        frames,
-        pairs,
-        sb,
-        sp,
-        W=window,
-        C=channels,
-        STRIDE_GC=sc,
-        STRIDE_GW=sw,
-        BLOCK_X=128,
-        BLOCK_C=32,
-        COMPUTE=TRITON_TYPE[dy.dtype],
-    )
-    return dx
 
 
 def _backward(

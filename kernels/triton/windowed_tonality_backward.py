@@ -49,7 +49,7 @@ import triton.language as tl
 from .interpolation import channel_offsets, frame_offsets, place_tile, position_slopes, read_window, source_frames
 from .loops import runtime_range
 from .tonality import depthwise, split
-from .windowed_tonality_forward import read_frames
+from .windowed_tonality_forward import place_frames, read_frames
 
 
 @triton.jit
@@ -94,20 +94,13 @@ def recompute_windows(
     TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
     pair = tl.program_id(0) // TILES_PER_WINDOW
     t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * OWN - HALO
-    b = pair // P
     j = tl.arange(0, BLOCK_T)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     t = t0 + j
     inside = (t >= 0) & (t < W)
-    batch_ptr = source_ptr + b.to(tl.int64) * stride_b
-    if RESAMPLE:
-        window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
-        tile = place_tile(window, t0, T, W, BLOCK_T, COMPUTE)
-        i, w0, w1 = source_frames(t, window, tile, T, W)
-        tile_ptr = batch_ptr + tile[0].to(tl.int64) * STRIDE_T
-    else:
-        i, w0, w1 = t, tl.zeros((BLOCK_T,), COMPUTE), tl.zeros((BLOCK_T,), COMPUTE)
-        tile_ptr = batch_ptr + (pair - b * P).to(tl.int64) * stride_p
+    tile_ptr, i, w0, w1 = place_frames(
+        source_ptr, start_ptr, ratio_ptr, pair, t0, t, T, P, stride_b, stride_p, W, STRIDE_T, RESAMPLE, BLOCK_T, COMPUTE
+    )
     y = read_frames(tile_ptr, c, i, w0, w1, inside, C, STRIDE_C, STRIDE_T, RESAMPLE)
     z = depthwise(y, c, j, depthwise_ptr, K, PADDED, BLOCK_C)
     own = ((j >= HALO) & (j < BLOCK_T - HALO) & (t < W))[:, None]
@@ -196,10 +189,9 @@ def window_backward(
         offsets = channel + t[:, None]  # [BLOCK_T, BLOCK_C]
         g = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(COMPUTE)
         if RESAMPLE:
-            tile = place_tile(window, t0, T, W, BLOCK_T, COMPUTE)
-            i, w0, w1 = source_frames(t, window, tile, T, W)
-            tile_ptr = source_ptr + tile[0].to(tl.int64) * STRIDE_T
-            frame_ptr = tile_ptr + source_channel + frame_offsets(i, STRIDE_T)[:, None]
+            tile = place_tile(window, t0, T, COMPUTE)
+            i, w0, w1 = source_frames(t, window, tile, T, W, COMPUTE)
+            frame_ptr = source_ptr + source_channel + frame_offsets(i, STRIDE_T)[:, None]
             x0 = tl.load(frame_ptr).to(COMPUTE)
             x1 = tl.load(frame_ptr + STRIDE_T).to(COMPUTE)
             y = x0 * tl.where(own, w0, 0.0)[:, None] + x1 * tl.where(own, w1, 0.0)[:, None]
@@ -229,7 +221,7 @@ def window_backward(
                 tl.store(dy_ptr + offsets, dy.to(dy_ptr.dtype.element_ty), mask=mask)
             if NEED_PLACE:
                 by_p = fold_channels(dy * (x1 - x0), COLUMNS, BLOCK_T, BLOCK_C)
-                along_start, along_ratio = position_slopes(t, window, tile, T, W)
+                along_start, along_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
                 by_start += by_p * tl.where(own, along_start, 0.0)[:, None]
                 by_ratio += by_p * tl.where(own, along_ratio, 0.0)[:, None]
     scalars = scalars_ptr + (pair.to(tl.int64) * tl.num_programs(1) + chunk) * 3

@@ -1,0 +1,183 @@
+"""What the backward pass promises beside values: only what is needed, the same bits, no harm done, 16 bits right."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+from window_cases import EPS, GEOMETRY, NAMES, arguments
+
+from adaptive_window.kernels import reference
+
+pytest.importorskip("triton")
+from adaptive_window.kernels.triton import launch_backward  # needs triton
+from adaptive_window.kernels.triton.configurations import Target
+from adaptive_window.kernels.triton.launch import record_launches, use_target
+
+INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
+EVERYTHING = (True,) * 10
+Grads = tuple[Tensor | None, ...]
+
+
+def setup(channels: int = 5, taps: int = 3, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
+    frames, window, starts, ratios = GEOMETRY["inside"]
+    values = [v.to(dtype) for v in arguments(frames, starts, ratios, channels, taps)]
+    return values, torch.randn(2, 3, channels, window).to(dtype)
+
+
+def backward(values: list[Tensor], grad_out: Tensor, needs: tuple[bool, ...] = EVERYTHING) -> Grads:
+    return launch_backward.windowed_tonality_backward(grad_out, *values, grad_out.shape[3], EPS, needs)
+
+
+def needs_of(*names: str) -> tuple[bool, ...]:
+    return tuple(name in names for name in NAMES)
+
+
+SUBSETS = [(name,) for name in NAMES] + [
+    ("start", "ratio"),
+    ("start", "ratio", "strength"),
+    ("x", "start", "ratio", "strength"),
+    ("dw", "db", "pw", "pb", "gamma", "beta"),
+    ("strength", "beta"),
+    ("x", "pw"),
+]
+
+
+@pytest.mark.parametrize("channels", [5, 130])
+def test_only_what_is_needed(channels: int, device: torch.device) -> None:
+    """Any subset of gradients: None for the rest, and the very bits of a full backward for those."""
+    values, grad_out = setup(channels)
+    values, grad_out = [v.to(device) for v in values], grad_out.to(device)
+    full = backward(values, grad_out)
+    for subset in SUBSETS if channels == 5 else SUBSETS[10:12]:
+        got = backward(values, grad_out, needs_of(*subset))
+        for name, g, f in zip(NAMES, got, full, strict=True):
+            if name in subset:
+                assert g is not None
+                assert f is not None
+                assert torch.equal(g, f), (subset, name)
+            else:
+                assert g is None, (subset, name)
+
+
+CHAIN = ["prepare_weights", "recompute_windows", "norm_backward"]
+LAUNCHES = {
+    NAMES: [*CHAIN, "product_backward", "window_backward", "resample_dx"],
+    ("x", "start", "ratio", "strength"): [*CHAIN, "product_backward", "window_backward", "resample_dx"],
+    ("start", "ratio", "strength"): [*CHAIN, "product_backward", "window_backward"],
+    ("strength",): [*CHAIN, "window_backward"],
+    ("pw",): [*CHAIN, "product_backward"],
+    ("db",): CHAIN,
+    ("pb",): CHAIN,
+    ("gamma",): CHAIN,
+    ("beta",): ["prepare_weights", "window_backward"],
+}
+
+
+@pytest.mark.parametrize("subset", LAUNCHES)
+@pytest.mark.parametrize("arch", [90, 80])
+def test_launches(subset: tuple[str, ...], arch: int) -> None:
+    """Recorded on tensors without memory, as a GPU would launch them."""
+    values, grad_out = setup(dtype=torch.float32)
+    values, grad_out = [v.to("meta") for v in values], grad_out.to("meta")
+    with use_target(Target(arch, 108)), record_launches() as launches:
+        backward(values, grad_out, needs_of(*subset))
+    wanted = list(LAUNCHES[subset])
+    if arch == 80 and subset == NAMES:  # dz and the weight's gradient do not fit the registers together
+        wanted.insert(3, "product_backward")
+    assert [one.name for one in launches] == wanted
+    for one in launches:
+        if one.name == "product_backward" and "pw" not in subset:
+            assert not one.arguments["NEED_WEIGHT"]
+        if one.name == "window_backward":
+            assert one.arguments["NEED_PLACE"] == bool({"start", "ratio"} & set(subset))
+            assert one.arguments["NEED_TAPS"] == ("dw" in subset)
+
+
+def test_two_backward_passes_are_bit_equal(device: torch.device) -> None:
+    values, grad_out = setup(dtype=torch.float32)
+    values, grad_out = [v.to(device) for v in values], grad_out.to(device)
+    for first, second in zip(backward(values, grad_out), backward(values, grad_out), strict=True):
+        assert first is not None
+        assert second is not None
+        assert torch.equal(first, second)
+
+
+def test_nan_stays_in_its_window(device: torch.device) -> None:
+    """A window without a place has no gradients; the other clip's and the other windows' are what they were."""
+    values, grad_out = setup()
+    values, grad_out = [v.to(device) for v in values], grad_out.to(device)
+    clean = backward(values, grad_out)
+    for argument in (1, 2):
+        broken = [v.clone() for v in values]
+        broken[argument][1, 2] = float("nan")
+        dx, dstart, dratio, dstrength, *_ = backward(broken, grad_out)
+        assert dx is not None
+        assert clean[0] is not None
+        assert torch.equal(dx[0], clean[0][0])
+        for got, was in zip((dstart, dratio, dstrength), clean[1:4], strict=True):
+            assert got is not None
+            assert was is not None
+            assert got[1, 2].isnan()
+            assert torch.equal(got.flatten()[:-1], was.flatten()[:-1])
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e30, -1e30])
+def test_absurd_windows_are_held_at_the_edge(value: float, device: torch.device) -> None:
+    values, grad_out = setup()
+    values, grad_out = [v.to(device) for v in values], grad_out.to(device)
+    values[1][0, 1] = value
+    values[2][1, 0] = value
+    got = backward(values, grad_out)
+    assert all(g is not None and bool(g.isfinite().all()) for g in got)
+    assert got[1] is not None
+    assert float(got[1][0, 1]) == 0
+
+
+ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11}
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("wide_place", [False, True])
+def test_16_bits(dtype: torch.dtype, wide_place: bool) -> None:
+    """Sums in float32, one rounding at the end, beside that of the products' operands (z, du, Â) to bfloat16.
+
+    Interpreted, with bfloat16 and TF32 arithmetic as hardware does it.
+    """
+    if not INTERPRETED:
+        pytest.skip("emulates in the interpreter what the GPU then does itself")
+    from interpreter_bf16 import corrected_arithmetic
+
+    values, grad_out = setup(16, 7, dtype)
+    if wide_place:
+        values[1:3] = [v.float() + 0.001 for v in values[1:3]]
+    leaves = [v.double().requires_grad_() for v in values]
+    out = reference.windowed_tonality(*leaves, grad_out.shape[3], EPS)
+    wanted = torch.autograd.grad(out, leaves, grad_out.double())
+    precision = "bf16" if dtype == torch.bfloat16 else "tf32"
+    with use_target(Target(0, 3, precision)), corrected_arithmetic():
+        got = backward(values, grad_out)
+    for name, v, g, w in zip(NAMES, values, got, wanted, strict=True):
+        assert g is not None
+        assert g.dtype == v.dtype
+        # three rounded operands in a row (Â and z, then du), and the result: 4 roundings, each at most `rounding`
+        assert float((g.double() - w).norm() / w.norm()) <= 4 * ROUNDING[dtype], name
+
+
+def test_float32_without_tf32() -> None:
+    """Three bfloat16 products: three parts of 2⁻¹⁸ each, for each of the products that follow one another."""
+    if not INTERPRETED:
+        pytest.skip("emulates in the interpreter what the GPU then does itself")
+    from interpreter_bf16 import corrected_arithmetic
+
+    values, grad_out = setup(16, 7, torch.float32)
+    leaves = [v.double().requires_grad_() for v in values]
+    out = reference.windowed_tonality(*leaves, grad_out.shape[3], EPS)
+    wanted = torch.autograd.grad(out, leaves, grad_out.double())
+    with use_target(Target(0, 3, "bf16x3")), corrected_arithmetic():
+        got = backward(values, grad_out)
+    for name, g, w in zip(NAMES, got, wanted, strict=True):
+        assert g is not None
+        assert float((g.double() - w).norm() / w.norm()) <= 2 * 3 * 2.0**-18, name

@@ -1,0 +1,48 @@
+"""Windows of every kind, and arguments for the fused ops, for the tests of the kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NAMES = ("x", "start", "ratio", "strength", "dw", "db", "pw", "pb", "gamma", "beta")
+EPS = 1e-5
+
+# name: (frames, window, starts, ratios); three windows each
+GEOMETRY = {
+    "inside": (97, 41, (3.3, 20.7, 11.0), (1.0, 1.3, 1.5)),
+    "ties: whole starts at ratio 1": (61, 41, (0.0, 12.0, 20.0), (1.0, 1.0, 1.0)),
+    "tie at the right edge": (61, 41, (20.0, 40.0, 60.0), (1.0, 1.5, 1.0)),
+    "over the left edge": (61, 41, (-2.3, -30.0, -70.5), (1.0, 1.3, 1.5)),
+    "over the right edge": (61, 41, (40.2, 59.5, 80.0), (1.0, 1.3, 1.5)),
+    "ratio below 1": (61, 41, (3.3, 20.7, -4.2), (0.31, 0.77, 0.05)),
+    "ratio below 1 at whole starts": (61, 41, (0.0, 5.0, 60.0), (0.5, 0.25, 0.5)),
+    "shorter than a frame": (61, 41, (3.25, 60.0, -0.5), (0.01, 0.02, 0.024)),
+    "ratio zero and negative": (61, 41, (3.25, 7.0, 0.0), (0.0, -1.0, -0.3)),
+    "extreme": (61, 41, (5.25, -30.0, 50.0), (4.0, 2.5, 3.7)),
+    "one frame": (1, 5, (0.0, -0.5, 0.5), (1.0, 0.5, 2.0)),
+    "two frames": (2, 5, (0.0, 0.4, -1.0), (0.3, 0.2, 1.0)),
+    "one output": (17, 1, (0.0, 4.3, 15.9), (1.0, 3.0, 0.4)),
+}
+
+
+def arguments(
+    frames: int, starts: tuple[float, ...], ratios: tuple[float, ...], channels: int, taps: int
+) -> list[Tensor]:
+    pairs = len(starts)
+
+    def normal(*shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64) * scale + shift
+
+    return [
+        normal(2, channels, frames),
+        torch.tensor(starts, dtype=torch.float64).repeat(2, 1) + torch.tensor([[0.0], [0.125]], dtype=torch.float64),
+        torch.tensor(ratios, dtype=torch.float64).repeat(2, 1),
+        torch.rand(2, pairs, dtype=torch.float64),
+        normal(channels, 1, taps, scale=0.4),
+        normal(channels, scale=0.3),
+        normal(channels, channels, 1, scale=channels**-0.5),
+        normal(channels, scale=0.3),
+        normal(channels, scale=0.2, shift=1.0),
+        normal(channels, scale=0.3),
+    ]
