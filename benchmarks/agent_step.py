@@ -1,0 +1,152 @@
+"""Seconds per training step and peak memory: this agent against the structure it replaces, side by side.
+
+    python benchmarks/agent_step.py
+
+Both have the same weights and get the same batch. `original` composes one pair after the other, cuts windows sample by
+sample with `F.interpolate` and uses `nn.TransformerEncoder` (tests/support/original_agent.py). A step is forward, the
+mean of outputs² plus the mean of the losses, and backward; no optimizer. Before anything is timed, both compute the
+same whole-frame windows in eval mode and must agree.
+
+Each variant runs in a process of its own, one after the other, in several rounds; seconds are the best of all steps
+(other work on the machine only ever adds), memory the process's largest resident set (`ru_maxrss`), which includes
+PyTorch itself: `idle` is what a process holds before its first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from original_agent import OriginalAgent
+
+from adaptive_window import AdaptiveWindowCreativeAgent
+from adaptive_window.model.composer import agent_loss
+
+VARIANTS = ("original", "ours")
+MIB = 2**20
+
+
+def build(variant: str, window: int) -> nn.Module:
+    """A variant with the same weights for all."""
+    torch.manual_seed(0)
+    ours = AdaptiveWindowCreativeAgent(window_frames=window)
+    if variant == "ours":
+        return ours
+    original = OriginalAgent(window_frames=window)
+    original.load_state_dict(ours.state_dict(), strict=True)
+    return original
+
+
+def batch(size: int, frames: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(2, size, 128, frames, generator=generator)
+    return x, y
+
+
+def check_parity(size: int, frames: int, window: int) -> float:
+    """Largest difference of outputs and losses for windows of whole frames, in eval mode."""
+    x, y = batch(size, frames)
+    original, ours = build("original", window).eval(), build("ours", window).eval()
+    generator = torch.Generator().manual_seed(2)
+    spare = frames - window - window // 8
+    windows = {name: torch.randint(0, spare, (size, 3), generator=generator).float()
+               for name in ("start_input", "start_target")}  # fmt: skip
+    windows |= {name: torch.tensor([1.0, 1.0625, 1.125]).expand(size, 3) for name in ("ratio_input", "ratio_target")}
+    windows["strength"] = torch.rand(size, 3, generator=generator)
+    with torch.no_grad():
+        outputs, terms = ours.compose_windows(x, y, windows)
+        theirs, losses, _ = original.compose_windows(x, y, windows)
+    difference = (outputs - torch.stack(theirs, dim=1)).abs().max() / outputs.abs().max()
+    return max(difference.item(), (agent_loss(terms.mean(0)) - torch.stack(losses)).abs().max().item())
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def run_steps(variant: str, size: int, frames: int, window: int, steps: int) -> dict[str, object]:
+    agent, (x, y) = build(variant, window), batch(size, frames)
+    idle, wall, cpu = peak_memory(), [], []
+    for _ in range(steps):
+        agent.zero_grad(set_to_none=True)
+        began, began_cpu = time.perf_counter(), time.process_time()
+        outputs, losses, _ = agent(x, y)
+        (torch.stack(losses).mean() + sum(o.square().mean() for o in outputs)).backward()
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - began_cpu)
+        del outputs, losses
+    return {"idle": idle, "peak": peak_memory(), "wall": wall, "cpu": cpu}
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, object]]:
+    results: dict[str, dict[str, list[float]]] = {
+        name: {"idle": [], "peak": [], "wall": [], "cpu": []} for name in VARIANTS
+    }
+    for round_number in range(options.rounds):
+        for variant in VARIANTS if round_number % 2 == 0 else VARIANTS[::-1]:
+            command = [sys.executable, __file__, "--variant", variant]
+            command += [f"--{name}={getattr(options, name)}" for name in ("batch", "frames", "window", "steps")]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            for key, value in json.loads(done.stdout).items():
+                results[variant][key] += value if isinstance(value, list) else [value]
+    return {
+        name: {
+            "seconds_per_step": min(r["wall"]),
+            "cpu_seconds_per_step": min(r["cpu"]),
+            "peak_mib": max(r["peak"]) / MIB,
+            "idle_mib": max(r["idle"]) / MIB,
+            "all_seconds": r["wall"],
+        }
+        for name, r in results.items()
+    }
+
+
+def report(results: dict[str, dict[str, object]], options: argparse.Namespace, parity: float) -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}, 3 pairs, "
+          f"{options.frames} -> {options.window} frames, float32, training mode")  # fmt: skip
+    print(f"parity in eval mode at whole-frame windows: {parity:.1e} (relative)")
+    rows = [
+        ("wall s/step (best)", "seconds_per_step", "{:.2f}"),
+        ("CPU s/step (best)", "cpu_seconds_per_step", "{:.2f}"),
+        ("peak memory, MiB", "peak_mib", "{:.0f}"),
+        ("idle memory, MiB", "idle_mib", "{:.0f}"),
+    ]
+    print(f"{'':22}{'original':>10}{'ours':>10}{'ratio':>8}")
+    for title, key, form in rows:
+        a, b = (results[name][key] for name in VARIANTS)
+        print(f"{title:22}{form.format(a):>10}{form.format(b):>10}{b / a:>8.2f}")  # type: ignore[operator]  # floats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=1200, help="T, frames of each clip")
+    parser.add_argument("--window", type=int, default=800, help="W, frames of each window")
+    parser.add_argument("--steps", type=int, default=4, help="steps per process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per variant")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:  # a child: one variant, figures on stdout
+        print(json.dumps(run_steps(options.variant, options.batch, options.frames, options.window, options.steps)))
+        return
+    parity = check_parity(1, options.frames, options.window)
+    if not parity < 1e-4:  # float32 through four transformer layers; NaN fails too
+        raise SystemExit(f"the variants disagree by {parity:.1e}: nothing timed")
+    results = measure(options)
+    report(results, options, parity)
+    if options.json:
+        options.json.write_text(json.dumps({"torch": torch.__version__, "parity": parity, **results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
