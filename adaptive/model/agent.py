@@ -143,15 +143,14 @@ class AdaptiveWindowCreativeAgent(nn.Module):
                 windows = {name: value[:, pick : pick + 1] for name, value in windows.items()}
             outputs, terms = self.compose_windows(x_input, x_target, windows)
         losses = agent_loss(terms)  # [B, P]
-        picked = None
-        if pick == "mean":
-            output = outputs.mean(1)
+        picked: Tensor | None
+        if isinstance(pick, int):
+            output, picked = outputs[:, 0], torch.full_like(losses[:, 0], pick, dtype=torch.long)
         elif pick == "best":
             picked = losses.argmin(1)
             output = outputs[torch.arange(len(picked), device=picked.device), picked]
         else:
-            picked = torch.full_like(losses[:, 0], pick, dtype=torch.long)
-            output = outputs[:, 0]
+            output, picked = outputs.mean(1), None
         return output, self._metadata(windows) | {"losses": losses, "picked": picked}
 
     def _check_pick(self, pick: object) -> None:

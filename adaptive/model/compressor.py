@@ -57,13 +57,13 @@ class TemporalCompressor(nn.Module):
         shape = next(iter(shapes.values()), x.shape[:1])
         # numbers: never in 16 bits, which count frames one by one only to 256 (bfloat16)
         wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-        tensors = [
+        starts, ratios = (
             value if isinstance(value, Tensor) else torch.full(shape, value, dtype=wide, device=x.device)
             for value in (start, ratio)
-        ]
+        )
         if len(shape) == 2:
-            return resample_windows(x, *tensors, target_length, backend=self.backend)
-        return resample_windows(x, *(t[:, None] for t in tensors), target_length, backend=self.backend)[:, 0]
+            return resample_windows(x, starts, ratios, target_length, backend=self.backend)
+        return resample_windows(x, starts[:, None], ratios[:, None], target_length, backend=self.backend)[:, 0]
 
     def extra_repr(self) -> str:
         return f"backend={self.backend!r}"

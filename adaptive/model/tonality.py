@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from adaptive_window.kernels import tonality_blend, windowed_tonality
 from adaptive_window.kernels.validation import check_shape, check_tensor
 
 from .validation import check_count
+
+SixWeights: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # in the order the kernels take them
 
 
 class TonalityReducer(nn.Module):
@@ -39,18 +43,12 @@ class TonalityReducer(nn.Module):
         with torch.no_grad():
             nn.init.dirac_(self.depthwise.weight, groups=encoding_dim)
             nn.init.dirac_(self.pointwise.weight)
-            nn.init.zeros_(self.depthwise.bias)
-            nn.init.zeros_(self.pointwise.bias)
+            nn.init.zeros_(cast(Tensor, self.depthwise.bias))
+            nn.init.zeros_(cast(Tensor, self.pointwise.bias))
 
-    def _weights(self) -> tuple[Tensor, ...]:
-        return (
-            self.depthwise.weight,
-            self.depthwise.bias,
-            self.pointwise.weight,
-            self.pointwise.bias,
-            self.norm.weight,
-            self.norm.bias,
-        )
+    def _weights(self) -> SixWeights:
+        layers = (self.depthwise, self.pointwise, self.norm)
+        return cast(SixWeights, tuple(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
 
     def forward(self, x: Tensor, strength: Tensor) -> Tensor:
         """`x [B, C, W]` with `strength [B]`, or `x [B, P, C, W]` with `strength [B, P]`; returns the shape of x."""
