@@ -60,22 +60,25 @@ class Listing:
         loops = sorted((Loop(first, last) for last, first in back.items()), key=lambda loop: (loop.first, -loop.last))
         return cls(tuple(names[:end]), tuple(loops))
 
-    def count(self, *, one_iteration: bool, inner_trips: float) -> float:
+    def count(self, *, one_iteration: bool, trips: float = 1.0) -> float:
         """Instructions that one thread issues.
 
         Args:
-            one_iteration: one pass through the longest loop alone (a persistent kernel's tile), or all of the kernel.
-            inner_trips: how often loops run; inside the longest loop where `one_iteration`.
+            one_iteration: one pass of the longest loop alone (a persistent kernel's tile); loops inside it do not run.
+            trips: otherwise, of all of the kernel: how often its outermost loops run; loops inside those do not run.
         """
-        longest = max(self.loops, key=len, default=None)
-        if one_iteration and longest is None:
-            raise ValueError("there is no loop to count an iteration of")
-        scope = longest if one_iteration and longest is not None else Loop(0, len(self.names) - 1)
-        total = 0.0
-        for i in range(scope.first, scope.last + 1):
-            depth = sum(loop.first <= i <= loop.last for loop in self.loops if scope.holds(loop))
-            total += inner_trips**depth if depth else 1.0
-        return total
+        scope, runs = Loop(0, len(self.names) - 1), trips
+        if one_iteration:
+            if not self.loops:
+                raise ValueError("there is no loop to count an iteration of")
+            scope, runs = max(self.loops, key=len), 0.0
+        inner = [loop for loop in self.loops if scope.holds(loop) or (loop == scope and not one_iteration)]
+        depth = [0] * len(self.names)
+        for loop in inner:
+            for i in range(loop.first, loop.last + 1):
+                depth[i] += 1
+        weight = {0: 1.0, 1: runs}
+        return sum(weight.get(depth[i], 0.0) for i in range(scope.first, scope.last + 1))
 
     def of_kind(self, *kinds: str) -> Counter[str]:
         """How often each of `kinds` ("LDG", "HMMA", …) stands in the listing."""
