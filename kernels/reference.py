@@ -78,16 +78,16 @@ def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Te
     positions = _position_dtype(x)
     p = window_positions(start.to(positions), ratio.to(positions), window, frames)  # [B, P, W]
     left = p.detach().nan_to_num(0.0).floor()
-    f = (p - left).to(compute)[:, :, None]  # [B, P, 1, W]; NaN marks its whole window
+    f = (p - left).to(compute)  # NaN marks its whole window
     left = left.long()
-    right = (left + 1).clamp(max=frames - 1)
-
-    def frames_at(index: Tensor) -> Tensor:
-        index = index.reshape(batch, 1, pairs * window).expand(-1, channels, -1)
-        return x.gather(2, index).to(compute).view(batch, channels, pairs, window).transpose(1, 2)
-
-    y = (1 - f) * frames_at(left) + f * frames_at(right)
-    return y.to(x.dtype).contiguous()
+    both = torch.stack((left, (left + 1).clamp(max=frames - 1)), dim=-1)  # [B, P, W, 2]
+    # A frame is a row of a table, an output frame a weighted bag of two rows. Of gather, grid_sample, embedding and this,
+    # this is the fastest on CPUs, forward and backward: it reads and writes whole rows.
+    table = x.to(compute).transpose(1, 2).reshape(batch * frames, channels)
+    row = both + torch.arange(batch, device=x.device)[:, None, None, None] * frames
+    weights = torch.stack((1 - f, f), dim=-1)
+    y = F.embedding_bag(row.view(-1, 2), table, per_sample_weights=weights.view(-1, 2), mode="sum")  # [B·P·W, C]
+    return y.view(batch, pairs, window, channels).transpose(2, 3).to(x.dtype).contiguous()
 
 
 def tonality_blend(
