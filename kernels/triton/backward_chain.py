@@ -25,7 +25,7 @@ from .launch import (
 )
 from .launch_forward import overlap
 from .pointwise_backward import norm_backward, product_backward, wide_norm_backward
-from .windowed_tonality_backward import recompute_windows, window_backward
+from .windowed_tonality_backward import place_windows, recompute_windows, window_backward
 
 
 class Normed(NamedTuple):
@@ -176,7 +176,33 @@ class Chain:
             launch(product_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
         return out, partial
 
-    def window(self, dz: Tensor | None, *, dy: torch.dtype | None, place: bool, taps: bool, sums: bool) -> Windowed:
+    def places(self, *, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """i, f and, if asked for, the slopes of every frame of every window."""
+        batch, pairs, _, window = self.grad_out.shape
+        config = self.configuration("place_windows")
+        block_t = config.constants["BLOCK_T"]
+        index = self.scratch(batch, pairs, window, dtype=torch.int32)
+        fraction = self.scratch(batch, pairs, window)
+        along = self.scratch(2 if slopes else 0, batch, pairs, window)
+        arguments = {
+            "start_ptr": self.source.start,
+            "ratio_ptr": self.source.ratio,
+            "index_ptr": index,
+            "fraction_ptr": fraction,
+            "slopes_ptr": along,
+            "T": self.source.tensor.shape[-1],
+            "windows": batch * pairs,
+            "W": window,
+            "NEED_PLACE": slopes,
+            "COMPUTE": TRITON_TYPE[self.compute],
+        }
+        programs = batch * pairs * triton.cdiv(window, block_t)
+        launch(place_windows, (programs,), config, arguments, outputs=block_t)
+        return index, fraction, along
+
+    def window(
+        self, dz: Tensor | None, *, dy: torch.dtype | None, place: bool, taps: bool, blend: bool, sums: bool
+    ) -> Windowed:
         """dy in the dtype given, and partial sums for dd, dstart, dratio, dstrength and dβ."""
         batch, pairs, channels, _ = self.grad_out.shape
         width = self.prepared.depthwise.shape[0]
@@ -189,8 +215,15 @@ class Chain:
             self.scratch(batch, pairs, channels if sums else 0),
             self.scratch(batch, pairs, chunks, 3),
         )
+        places = (self.strength,) * 3  # not read
+        if self.source.resample and (place or taps or blend):
+            places = self.places(slopes=place)
+        source = self.source.arguments(pairs)
+        for name in ("start_ptr", "ratio_ptr", "T"):
+            del source[name]
         arguments = {
-            **self.source.arguments(pairs),
+            **source,
+            **dict(zip(("index_ptr", "fraction_ptr", "slopes_ptr"), places, strict=True)),
             "strength_ptr": self.strength,
             "depthwise_ptr": self.prepared.depthwise,
             "grad_ptr": self.grad_out,
@@ -199,9 +232,11 @@ class Chain:
             "taps_ptr": out.taps,
             "sums_ptr": out.sums,
             "scalars_ptr": out.scalars,
+            "windows": batch * pairs,
             "NEED_DY": dy is not None,
             "NEED_PLACE": place,
             "NEED_TAPS": taps,
+            "NEED_BLEND": blend,
             "NEED_SUMS": sums,
             "K": width,
             "PADDED": self.prepared.depthwise.shape[1],

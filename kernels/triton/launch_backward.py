@@ -122,7 +122,14 @@ def _backward(
         if need_du:
             dz, product = chain.product(z, normed.du, dz=need_dz, weight=needs.pointwise_weight)
     if need_dz or need_sums:
-        windowed = chain.window(dz, dy=needs.dy, place=needs.place, taps=needs.depthwise_weight, sums=need_sums)
+        windowed = chain.window(
+            dz,
+            dy=needs.dy,
+            place=needs.place,
+            taps=needs.depthwise_weight,
+            blend=needs.strength,
+            sums=need_sums,
+        )
 
     dtype = grad_out.dtype
     result: dict[str, Tensor] = {}

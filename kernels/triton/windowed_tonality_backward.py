@@ -35,6 +35,7 @@ Kernels, in their order; a gradient that nobody needs switches its part, or its 
     recompute_windows   x -> z                                    scratch
     norm_backward       z, g -> du, Σ_c g·γ·n, partial dâ, dγ     scratch      (`pointwise_backward`)
     product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise_backward`)
+    place_windows       start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every frame, once for all channels
     window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g
     resample's adjoint  dy -> dx
 
@@ -73,9 +74,9 @@ def recompute_windows(
     z_ptr,  # out: [B, P, C, W], its dtype decides the rounding
     z_lo_ptr,  # out: z − hi, only for "bf16x3"
     T,
-    P,
     stride_b,
     stride_p,
+    P: tl.constexpr,
     W: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
@@ -99,7 +100,7 @@ def recompute_windows(
     t = t0 + j
     inside = (t >= 0) & (t < W)
     tile_ptr, i, w0, w1 = place_frames(
-        source_ptr, start_ptr, ratio_ptr, pair, t0, t, T, P, stride_b, stride_p, W, STRIDE_T, RESAMPLE, BLOCK_T, COMPUTE
+        source_ptr, start_ptr, ratio_ptr, pair, t0, t, T, stride_b, stride_p, P, W, STRIDE_T, RESAMPLE, BLOCK_T, COMPUTE
     )
     y = read_frames(tile_ptr, c, i, w0, w1, inside, C, STRIDE_C, STRIDE_T, RESAMPLE)
     z = depthwise(y, c, j, depthwise_ptr, K, PADDED, BLOCK_C)
@@ -114,11 +115,43 @@ def recompute_windows(
 
 
 @triton.jit
-def window_backward(
-    source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
+def place_windows(
     start_ptr,  # [B, P]
     ratio_ptr,
-    strength_ptr,
+    index_ptr,  # out: [B, P, W] int32, i
+    fraction_ptr,  # out: [B, P, W], f
+    slopes_ptr,  # out: [2, B, P, W], ∂p/∂start and ∂p/∂ratio
+    T,
+    windows,  # B·P
+    W: tl.constexpr,
+    NEED_PLACE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Where the frames of a window lie. Grid (tiles of BLOCK_T frames of all windows,)."""
+    TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    pair = tl.program_id(0) // TILES_PER_WINDOW
+    t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * BLOCK_T
+    t = t0 + tl.arange(0, BLOCK_T)
+    window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
+    tile = place_tile(window, t0, T, COMPUTE)
+    i, _, w1 = source_frames(t, window, tile, W, COMPUTE)
+    offsets = pair.to(tl.int64) * W + t
+    tl.store(index_ptr + offsets, tile[0] + i, mask=t < W)
+    tl.store(fraction_ptr + offsets, w1, mask=t < W)
+    if NEED_PLACE:
+        along_start, along_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
+        tl.store(slopes_ptr + offsets, along_start, mask=t < W)
+        tl.store(slopes_ptr + windows.to(tl.int64) * W + offsets, along_ratio, mask=t < W)
+
+
+@triton.jit
+def window_backward(
+    source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
+    index_ptr,  # this and the next two as `place_windows` leaves them
+    fraction_ptr,
+    slopes_ptr,
+    strength_ptr,  # [B, P]
     depthwise_ptr,  # [K, PADDED]
     grad_ptr,  # [B, P, C, W]
     dz_ptr,  # [B, P, C, W]
@@ -126,21 +159,22 @@ def window_backward(
     taps_ptr,  # out: [B, P, K, C], partial depthwise weight gradients
     sums_ptr,  # out: [B, P, C], Σ_t g
     scalars_ptr,  # out: [B, P, chunks, 3], partial dstart, dratio and Σ g·y
-    T,
-    P,
+    windows,  # B·P
     stride_b,
     stride_p,
+    P: tl.constexpr,
     W: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
     STRIDE_C: tl.constexpr,
     STRIDE_T: tl.constexpr,
     RESAMPLE: tl.constexpr,
-    PADDED: tl.constexpr,
     NEED_DY: tl.constexpr,
     NEED_PLACE: tl.constexpr,  # dstart, dratio
     NEED_TAPS: tl.constexpr,
-    NEED_SUMS: tl.constexpr,  # Σ g·y and Σ_t g, for strength and β
+    NEED_BLEND: tl.constexpr,  # Σ g·y, for strength
+    NEED_SUMS: tl.constexpr,  # Σ_t g, for strength and β
+    PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     HALO: tl.constexpr,
@@ -151,6 +185,7 @@ def window_backward(
     """One window and BLOCK_C of its channels, all frames in turn. Grid (B·P, chunks of BLOCK_C channels)."""
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     CONVOLVE: tl.constexpr = NEED_DY or NEED_PLACE
+    READ: tl.constexpr = NEED_PLACE or NEED_TAPS or NEED_BLEND
     pair = tl.program_id(0)
     chunk = tl.program_id(1)
     b = pair // P
@@ -165,13 +200,15 @@ def window_backward(
     taps = ()
     by_tap = ()
     for k in tl.static_range(K):
-        taps = taps + (tl.load(depthwise_ptr + k * PADDED + c)[None, :],)  # noqa: RUF005 - Triton knows no *
-        by_tap = by_tap + (rows,)  # noqa: RUF005 - as above
+        taps = taps + (tl.load(depthwise_ptr + k * PADDED + c)[None, :],)
+        by_tap = by_tap + (rows,)
     source_ptr += b.to(tl.int64) * stride_b
-    if RESAMPLE:
-        window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
-    else:
+    if not RESAMPLE:
         source_ptr += (pair - b * P).to(tl.int64) * stride_p
+    index_ptr += pair.to(tl.int64) * W
+    fraction_ptr += pair.to(tl.int64) * W
+    slopes_ptr += pair.to(tl.int64) * W
+    along_ratio_ptr = slopes_ptr + windows.to(tl.int64) * W
     channel = channel_offsets(c, C, W)[None, :]
     source_channel = channel_offsets(c, C, STRIDE_C)[None, :]
     base = pair.to(tl.int64) * (C * W)
@@ -188,18 +225,20 @@ def window_backward(
             mask = mask & real
         offsets = channel + t[:, None]  # [BLOCK_T, BLOCK_C]
         g = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(COMPUTE)
-        if RESAMPLE:
-            tile = place_tile(window, t0, T, COMPUTE)
-            i, w0, w1 = source_frames(t, window, tile, T, W, COMPUTE)
+        if READ and RESAMPLE:
+            i = tl.max_contiguous(tl.load(index_ptr + t, mask=own, other=0), 2)  # see `source_frames`
+            w1 = tl.load(fraction_ptr + t, mask=own, other=0.0)
+            w0 = tl.where(own, 1.0 - w1, 0.0)
             frame_ptr = source_ptr + source_channel + frame_offsets(i, STRIDE_T)[:, None]
             x0 = tl.load(frame_ptr).to(COMPUTE)
             x1 = tl.load(frame_ptr + STRIDE_T).to(COMPUTE)
-            y = x0 * tl.where(own, w0, 0.0)[:, None] + x1 * tl.where(own, w1, 0.0)[:, None]
-        else:
+            y = x0 * w0[:, None] + x1 * w1[:, None]
+        elif READ:
             frame_ptr = source_ptr + source_channel + frame_offsets(t, STRIDE_T)[:, None]
             y = tl.load(frame_ptr, mask=mask, other=0.0).to(COMPUTE)
-        if NEED_SUMS:
+        if NEED_BLEND:
             by_y += fold_channels(g * y, COLUMNS, BLOCK_T, BLOCK_C)
+        if NEED_SUMS:
             by_g += fold_rows(g, FOLD, BLOCK_T, BLOCK_C)
         if CONVOLVE or NEED_TAPS:
             dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0).to(COMPUTE)
@@ -214,22 +253,23 @@ def window_backward(
                 if CONVOLVE:
                     dy += taps[k] * shifted
                 if NEED_TAPS:
-                    summed = summed + (by_tap[k] + fold_rows(y * shifted, FOLD, BLOCK_T, BLOCK_C),)  # noqa: RUF005 - as above
+                    partial = by_tap[k] + fold_rows(y * shifted, FOLD, BLOCK_T, BLOCK_C)
+                    summed = summed + (partial,)
             if NEED_TAPS:
                 by_tap = summed
             if NEED_DY:
                 tl.store(dy_ptr + offsets, dy.to(dy_ptr.dtype.element_ty), mask=mask)
             if NEED_PLACE:
                 by_p = fold_channels(dy * (x1 - x0), COLUMNS, BLOCK_T, BLOCK_C)
-                along_start, along_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
-                by_start += by_p * tl.where(own, along_start, 0.0)[:, None]
-                by_ratio += by_p * tl.where(own, along_ratio, 0.0)[:, None]
+                by_start += by_p * tl.load(slopes_ptr + t, mask=own, other=0.0)[:, None]
+                by_ratio += by_p * tl.load(along_ratio_ptr + t, mask=own, other=0.0)[:, None]
     scalars = scalars_ptr + (pair.to(tl.int64) * tl.num_programs(1) + chunk) * 3
     if NEED_PLACE:
-        tl.store(scalars, tl.sum(tl.sum(by_start, 0), 0) + window[4])
-        tl.store(scalars + 1, tl.sum(tl.sum(by_ratio, 0), 0) + window[4])
-    if NEED_SUMS:
+        tl.store(scalars, tl.sum(tl.sum(by_start, 0), 0))
+        tl.store(scalars + 1, tl.sum(tl.sum(by_ratio, 0), 0))
+    if NEED_BLEND:
         tl.store(scalars + 2, tl.sum(tl.sum(by_y, 0), 0))
+    if NEED_SUMS:
         tl.store(sums_ptr + pair.to(tl.int64) * C + c, tl.sum(by_g, 0), mask=c < C)
     if NEED_TAPS:
         for k in tl.static_range(K):
