@@ -66,7 +66,8 @@ def stream_audio(path: str | os.PathLike[str], sample_rate: int) -> Iterator[np.
 
     Channels are averaged; another rate is converted by soxr at its HQ setting; N samples at rate r give
     round(N * sample_rate / r). Raises `AudioError` naming the file: missing, not a regular file, no audio, empty,
-    shorter than its header says, NaN or infinite samples.
+    shorter than its header says, NaN or infinite samples. (An Ogg stream has no length in its header: one that was cut
+    is read as far as it goes.)
     """
     path = Path(path)
     check_readable(path)

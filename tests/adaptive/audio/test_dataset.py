@@ -97,6 +97,17 @@ def test_songs_are_split_and_then_paired(tmp_path: Path) -> None:
         assert len({e.input for e in part}) == len({e.target for e in part}) == len(part)
 
 
+def test_which_songs_make_a_pair_follows_from_the_seed(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{folder}/{k}.wav" for k in range(10) for folder in ("train", "val")))
+    first, again, other, shuffled = (
+        find_examples(tmp_path, seed=seed, shuffle_targets=shuffle)[0]
+        for seed, shuffle in ((0, False), (0, False), (1, False), (0, True))
+    )
+    assert first == again
+    assert first != other
+    assert [e.target for e in shuffled] != [e.target for e in first]
+
+
 @pytest.mark.parametrize(("count", "held_out"), [(2, 1), (3, 1), (14, 1), (16, 2)])
 def test_at_least_one_song_is_held_out(tmp_path: Path, count: int, held_out: int) -> None:
     touch(tmp_path, *(f"{k}.wav" for k in range(count)))
@@ -189,9 +200,10 @@ def test_pairs_are_cut_at_one_place_if_of_one_length(tmp_path: Path, codec: MelC
     assert max(other for _, other in places["b_input.wav"]) > 150  # from the whole of the longer file
 
 
-def test_every_place_can_come_up(tmp_path: Path, codec: MelCodec) -> None:
+@pytest.mark.parametrize("aligned", [False, True])
+def test_every_place_can_come_up(tmp_path: Path, codec: MelCodec, aligned: bool) -> None:
     path = song(tmp_path / "a.wav", 1.08)  # 54 frames: 5 places
-    dataset = clips(tmp_path, codec, [Example(path, path, "a")], clips_per_example=200)
+    dataset = clips(tmp_path, codec, [Example(path, path, "a", aligned)], clips_per_example=200)
     starts = {place(latents_of(dataset, path), dataset[i]["target"]) for i in range(200)}  # type: ignore[arg-type]
     assert starts == {0, 1, 2, 3, 4}
 

@@ -84,6 +84,12 @@ def test_another_rate_is_resampled(tmp_path: Path) -> None:
     assert np.abs(audio - expected)[200:-200].max() < 1e-4  # soxr HQ: 20 bits, except where its filter meets an end
 
 
+def test_what_the_new_rate_cannot_hold_is_removed(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(1.0, 44100, hz=12000.0), 44100, subtype="FLOAT")
+    audio = read_audio(tmp_path / "a.wav", 16000)[0].numpy()
+    assert np.abs(audio)[200:-200].max() < 1e-5  # soxr HQ: 20 bits of rejection
+
+
 def test_blocks_equal_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (44100 * 2, 2)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", noise, 44100, subtype="FLOAT")
