@@ -1,0 +1,113 @@
+"""The fixed table of launch configurations: block sizes and warps per kernel, architecture and precision.
+
+No autotuning: a configuration chosen at run time would change the order of sums, hence the last bits, from run to run.
+Rows were chosen by compiling for sm_90 and sm_80 (registers, spills, instructions per output); those timed on a GPU say
+so. Architecture 90 stands for 9.0 and later, 80 for 8.x, 0 for Triton's interpreter.
+
+To see what is launched: `launch.record_launches()` around a call, on tensors of device "meta" if nothing is to run;
+`launch.use_target(Target(90, 132))` pretends an architecture. `shipped(arch)` does both at the nominal shape, for every
+dtype and precision: compile what it yields (`Launch.kernel`, `.arguments`, `.num_warps`, `.num_stages`) and divide the
+instructions of the persistent loop's body (`Launch.looped`) or of the whole kernel by `Launch.outputs` / threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+PRECISIONS = {  # of the pointwise product, by the dtype of x; what each means: tonality.py
+    "float64": ("fp64",),
+    "float32": ("tf32", "bf16x3", "ieee"),
+    "bfloat16": ("bf16", "ieee"),
+    "float16": ("tf32", "ieee"),  # 10 bits of mantissa as float16 has, and no overflow
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a call runs on."""
+
+    arch: int  # 90, 80, or 0: interpreted
+    processors: int  # streaming multiprocessors: how many persistent programs run at once
+    precision: str | None = None  # of the pointwise product; None: as PyTorch is set
+
+
+@dataclass(frozen=True)
+class Configuration:
+    constants: Mapping[str, int] = field(default_factory=dict)  # compile-time arguments
+    num_warps: int = 4
+    num_stages: int = 1  # more would turn gathered loads into 4-byte asynchronous copies
+    per_processor: int = 1  # persistent programs that fit
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration and where it holds; None: everywhere. The first row that matches is taken."""
+
+    configuration: Configuration
+    arch: int | None = None
+    precision: str | None = None
+    padded: int | None = None  # channels, padded
+
+
+def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constants: int) -> Configuration:
+    return Configuration(constants, num_warps, num_stages, per_processor)
+
+
+TABLE: dict[str, tuple[Row, ...]] = {
+    "windowed_tonality_forward": (
+        Row(_c(8, BLOCK_T=32, HOIST=False), precision="fp64"),
+        Row(_c(8, BLOCK_T=32, HOIST=True), arch=0),
+        Row(_c(4, BLOCK_T=128, HOIST=True, per_processor=2), padded=64),
+        Row(_c(8, BLOCK_T=128, HOIST=True)),
+    ),
+    "prepare_weights": (Row(_c(8, BLOCK=16)),),
+    "recompute_windows": (
+        Row(_c(2, BLOCK_T=32, BLOCK_C=16), arch=0),
+        Row(_c(2, BLOCK_T=128, BLOCK_C=16)),
+    ),
+    "norm_blend": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
+    "resample_forward": (
+        Row(_c(4, BLOCK_T=32, BLOCK_C=64), arch=0),
+        Row(_c(4, BLOCK_T=128, BLOCK_C=64)),
+    ),
+    "resample_position_gradient": (
+        Row(_c(4, BLOCK_T=32, BLOCK_C=64), arch=0),
+        Row(_c(4, BLOCK_T=128, BLOCK_C=16)),
+    ),
+    "resample_dx": (
+        Row(_c(4, BLOCK_X=32, BLOCK_C=64), arch=0),
+        Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="fp64"),
+        Row(_c(4, BLOCK_X=128, BLOCK_C=64)),
+    ),
+}
+
+TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
+    "norm_backward": (
+        Row(_c(8, BLOCK_T=32, FOLD=4), arch=0),
+        Row(_c(8, BLOCK_T=32, FOLD=4), precision="fp64"),
+        Row(_c(8, BLOCK_T=64, FOLD=4)),
+    ),
+    "product_backward": (
+        Row(_c(8, BLOCK_T=32), arch=0),
+        Row(_c(8, BLOCK_T=32), precision="fp64"),
+        Row(_c(8, BLOCK_T=32), arch=80, precision="bf16x3"),
+        Row(_c(8, BLOCK_T=64)),
+    ),
+    "wide_norm_backward": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
+    "place_windows": (Row(_c(4, BLOCK_T=128)),),
+    "window_backward": (  # COLUMNS is the number of warps
+        Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),
+        Row(_c(8, BLOCK_T=128, BLOCK_C=8, FOLD=4, COLUMNS=8), precision="fp64"),
+        Row(_c(4, BLOCK_T=128, BLOCK_C=16, FOLD=4, COLUMNS=4)),
+    ),
+}
+
+
+def configuration(kernel: str, target: Target, precision: str, padded: int | None = None) -> Configuration:
+    """The first row of the kernel's table that matches. `precision` is "fp64" for float64, whatever the kernel."""
+    for row in TABLE[kernel]:
+        wanted = ((row.arch, target.arch), (row.precision, precision), (row.padded, padded))
+        if all(mine is None or mine == theirs for mine, theirs in wanted):
+            return row.configuration
+    raise LookupError(f"no configuration of {kernel} for {target}, {precision}, {padded} channels")

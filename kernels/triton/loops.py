@@ -1,0 +1,24 @@
+"""Loops over run-time ranges, compiled and interpreted."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import triton.language as tl
+
+from ..backend import INTERPRETED
+
+
+def _interpreted_range(start: Any, stop: Any, step: Any = 1, num_stages: int = 1) -> Iterator[Any]:
+    """`tl.range` for Triton's interpreter, whose own turns tensors into ints, which numpy ≥ 2.4 refuses.
+
+    Yields scalar tensors, as compiled code sees them, where any of the arguments is one.
+    """
+    n = start + 0 * stop
+    while n < stop:
+        yield n
+        n = n + step
+
+
+# For kernels: `for n in runtime_range(start, stop, step, num_stages=1)`. One stage, around dots and gathers: software
+# pipelining turns gathered loads into 4-byte asynchronous copies.
+runtime_range = _interpreted_range if INTERPRETED else tl.range

@@ -1,0 +1,229 @@
+"""Window resampling alone: forward, and the adjoint in gather form (no atomics, so two runs are bit-equal).
+
+Adjoint
+-------
+With the hat function, y[c, t] = Σ_i h(p(t) − i)·x[c, i], h(d) = max(1 − |d|, 0), so for a gradient g of y:
+
+    dx[c, i]  = Σ_windows Σ_t h(p(t) − i)·g[c, t]
+    dstart    = Σ_t ∂p/∂start · Σ_c (x[c, i + 1] − x[c, i])·g[c, t],     dratio likewise with ∂p/∂ratio
+
+p never falls with t, so the frames that touch sample i are one interval. Frames between the clamps are 1/ratio apart in
+i: at most two touch one sample for ratio ≥ 1, ⌈2/ratio⌉ for less. Frames held at LO (t < first) or at HI (t ≥ last) all
+touch the same one or two samples, with the same weights: their gradients are summed first, then added once.
+"""
+
+import triton
+import triton.language as tl
+
+from .interpolation import (
+    channel_offsets,
+    frame_offsets,
+    place_tile,
+    position_slopes,
+    read_window,
+    source_frames,
+    two_parts,
+    walk,
+)
+from .loops import runtime_range
+
+
+@triton.jit
+def resample_forward(
+    x_ptr,  # [B, C, T]
+    start_ptr,  # [B, P]
+    ratio_ptr,
+    out_ptr,  # [B, P, C, W]
+    T,
+    stride_xb,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    STRIDE_XC: tl.constexpr,
+    STRIDE_XT: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """One program per window, BLOCK_T frames and BLOCK_C channels."""
+    TILES: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    program = tl.program_id(0)
+    pair = program // (TILES * CHUNKS)
+    rest = program - pair * (TILES * CHUNKS)
+    chunk = rest // TILES
+    t0 = (rest - chunk * TILES) * BLOCK_T
+    t = t0 + tl.arange(0, BLOCK_T)
+    c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
+    window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
+    tile = place_tile(window, t0, T, COMPUTE)
+    i, w0, w1 = source_frames(t, window, tile, W, COMPUTE)
+    tile_ptr = x_ptr + (pair // P).to(tl.int64) * stride_xb + tile[0].to(tl.int64) * STRIDE_XT
+    frame_ptr = tile_ptr + channel_offsets(c, C, STRIDE_XC)[None, :] + frame_offsets(i, STRIDE_XT)[:, None]
+    y = tl.load(frame_ptr).to(COMPUTE) * w0[:, None] + tl.load(frame_ptr + STRIDE_XT).to(COMPUTE) * w1[:, None]
+    mask = (t < W)[:, None] & (c < C)[None, :]
+    out_offsets = channel_offsets(c, C, W)[None, :] + t[:, None]
+    tl.store(out_ptr + pair.to(tl.int64) * (C * W) + out_offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def resample_position_gradient(
+    grad_ptr,  # [B, P, C, W]
+    x_ptr,  # [B, C, T]
+    start_ptr,  # [B, P]
+    ratio_ptr,
+    partial_ptr,  # out: [B, P, tiles, 2], dstart and dratio of each tile
+    T,
+    stride_xb,
+    stride_gb,
+    stride_gp,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    STRIDE_XC: tl.constexpr,
+    STRIDE_XT: tl.constexpr,
+    STRIDE_GC: tl.constexpr,
+    STRIDE_GW: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """One program per window and BLOCK_T frames, over all channels."""
+    TILES: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    program = tl.program_id(0)
+    pair = program // TILES
+    b = pair // P
+    t0 = (program - pair * TILES) * BLOCK_T
+    t = t0 + tl.arange(0, BLOCK_T)
+    window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
+    tile = place_tile(window, t0, T, COMPUTE)
+    i, _, _ = source_frames(t, window, tile, W, COMPUTE)
+    tile_ptr = x_ptr + b.to(tl.int64) * stride_xb + tile[0].to(tl.int64) * STRIDE_XT
+    tile_ptr = tile_ptr + frame_offsets(i, STRIDE_XT)[:, None]
+    window_ptr = grad_ptr + b.to(tl.int64) * stride_gb + (pair - b * P).to(tl.int64) * stride_gp
+    held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
+    window_ptr = window_ptr + frame_offsets(held, STRIDE_GW)[:, None]
+    total = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
+    for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
+        c = chunk + tl.arange(0, BLOCK_C)
+        mask = (t < W)[:, None] & (c < C)[None, :]
+        frame_ptr = tile_ptr + channel_offsets(c, C, STRIDE_XC)[None, :]
+        difference = tl.load(frame_ptr + STRIDE_XT).to(COMPUTE) - tl.load(frame_ptr).to(COMPUTE)
+        g = tl.load(window_ptr + channel_offsets(c, C, STRIDE_GC)[None, :], mask=mask, other=0.0).to(COMPUTE)
+        total += g * difference
+    slope = tl.sum(total, 1) + window[4]  # dL/dp of each frame; NaN where start or ratio is
+    by_start, by_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
+    out_ptr = partial_ptr + program.to(tl.int64) * 2
+    tl.store(out_ptr, tl.sum(slope * by_start, 0))
+    tl.store(out_ptr + 1, tl.sum(slope * by_ratio, 0))
+
+
+@triton.jit
+def held_frames(
+    begin,
+    end,
+    position,
+    i0,
+    k,
+    grad_ptr,
+    W: tl.constexpr,
+    STRIDE_GW: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """What the frames [begin, end), all at `position` (float64), give the samples i0 + k: [BLOCK_X, BLOCK_C]."""
+    total = tl.zeros((BLOCK_C,), COMPUTE)
+    for block in runtime_range(begin, end, BLOCK_X, num_stages=1):
+        t = block + tl.arange(0, BLOCK_X)
+        held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
+        g = tl.load(grad_ptr + frame_offsets(held, STRIDE_GW)[:, None], mask=(t < end)[:, None], other=0.0)
+        total += tl.sum(g.to(COMPUTE), 0)
+    whole = tl.floor(position)
+    weight = sample_weight(k.to(COMPUTE), (whole - i0).to(COMPUTE), (position - whole).to(COMPUTE))
+    return weight[:, None] * total[None, :]
+
+
+@triton.jit
+def sample_weight(k, i, f):
+    """What a frame at i + f takes from sample k: h(i + f − k)."""
+    return tl.where(k == i, 1.0 - f, tl.where(k == i + 1.0, f, 0.0))
+
+
+@triton.jit
+def resample_dx(
+    grad_ptr,  # [B, P, C, W]
+    start_ptr,  # [B, P]
+    ratio_ptr,
+    dx_ptr,  # out: [B, C, T], contiguous
+    T,
+    P,
+    stride_gb,
+    stride_gp,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    STRIDE_GC: tl.constexpr,
+    STRIDE_GW: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """One program per clip, BLOCK_X samples and BLOCK_C channels, over all windows: dx is written once.
+
+    Frames are placed exactly as in the forward kernels, so that this is their adjoint to the last bit of every weight.
+    """
+    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    program = tl.program_id(0)
+    tiles = tl.cdiv(T, BLOCK_X)
+    b = program // (tiles * CHUNKS)
+    rest = program - b * (tiles * CHUNKS)
+    chunk = rest // tiles
+    i0 = (rest - chunk * tiles) * BLOCK_X
+    k = tl.arange(0, BLOCK_X)
+    c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel_ptr = grad_ptr + b.to(tl.int64) * stride_gb + channel_offsets(c, C, STRIDE_GC)[None, :]
+    acc = tl.zeros((BLOCK_X, BLOCK_C), COMPUTE)
+    for p in runtime_range(0, P, 1, num_stages=1):
+        window = read_window(start_ptr, ratio_ptr, b * P + p, T, W, COMPUTE)
+        start, ratio, lo, hi, poison = window
+        window_ptr = channel_ptr + p.to(tl.int64) * stride_gp
+        pace = 1.0 / tl.maximum(ratio, 1.0e-9)  # frames per sample
+        # first frame not held at LO, first frame held at HI
+        first = tl.minimum(tl.maximum((lo - start + 0.5) * pace - 0.5, 0.0), W * 1.0)
+        first = tl.where(ratio > 0.0, tl.ceil(first), W * 1.0).to(tl.int32)
+        last = tl.minimum(tl.maximum((hi - start + 0.5) * pace - 0.5, -1.0), W - 1.0)
+        last = tl.maximum(tl.floor(last).to(tl.int32) + 1, first)
+        if (lo < i0 + BLOCK_X) & (hi > i0 - 1):
+            if first < last:
+                # where p(t) = i0 + k − 1: the first frame that touches sample i0 + k is the next whole t
+                meets = (i0 - 0.5 - start) * pace - 0.5
+                origin = tl.floor(tl.minimum(tl.maximum(meets, -1.0), W * 1.0))
+                n, beyond, _ = walk(k.to(COMPUTE), two_parts(meets - origin, pace, COMPUTE))
+                origin = origin.to(tl.int32)
+                n = tl.where(beyond > 0.0, n + 1.0, n)
+                n = tl.minimum(tl.maximum(n, (first - origin).to(COMPUTE)), (last - origin).to(COMPUTE))
+                base, _, parts, _, _ = place_tile(window, origin, T, COMPUTE)
+                sample = (k + (i0 - base)).to(COMPUTE)
+                for e in tl.static_range(2):
+                    t = origin + n.to(tl.int32) + e
+                    i, f, _ = walk(n + e, parts)
+                    weight = tl.where(t < last, sample_weight(sample, i, f), 0.0) + poison
+                    held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
+                    g = tl.load(window_ptr + frame_offsets(held, STRIDE_GW)[:, None]).to(COMPUTE)
+                    acc += g * weight[:, None]
+                more = tl.where(ratio < 1.0, tl.minimum(tl.ceil(2.0 * pace) + 1.0, W * 1.0), 0.0).to(tl.int32)
+                for e in runtime_range(2, more, 1, num_stages=1):
+                    t = origin + n.to(tl.int32) + e
+                    i, f, _ = walk(n + e.to(COMPUTE), parts)
+                    weight = tl.where(t < last, sample_weight(sample, i, f), 0.0)
+                    held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
+                    g = tl.load(window_ptr + frame_offsets(held, STRIDE_GW)[:, None]).to(COMPUTE)
+                    acc += g * weight[:, None]
+            if (first > 0) & (lo > i0 - 1):
+                acc += held_frames(0, first, lo, i0, k, window_ptr, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
+            if (last < W) & (hi < i0 + BLOCK_X):
+                acc += held_frames(last, W, hi, i0, k, window_ptr, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
+    i = i0 + k
+    mask = (i < T)[:, None] & (c < C)[None, :]
+    out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * T + i[:, None]
+    tl.store(out_ptr, acc.to(dx_ptr.dtype.element_ty), mask=mask)
