@@ -81,8 +81,8 @@ def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Te
     f = (p - left).to(compute)  # NaN marks its whole window
     left = left.long()
     both = torch.stack((left, (left + 1).clamp(max=frames - 1)), dim=-1)  # [B, P, W, 2]
-    # A frame is a row of a table, an output frame a weighted bag of two rows. Of gather, grid_sample, embedding and this,
-    # this is the fastest on CPUs, forward and backward: it reads and writes whole rows.
+    # A frame is a row of a table, an output frame a weighted bag of two rows. Of gather, grid_sample, embedding and
+    # this, this is the fastest on CPUs, forward and backward: it reads and writes whole rows.
     table = x.to(compute).transpose(1, 2).reshape(batch * frames, channels)
     row = both + torch.arange(batch, device=x.device)[:, None, None, None] * frames
     weights = torch.stack((1 - f, f), dim=-1)
