@@ -52,8 +52,8 @@ def find_examples(
     """The (training, validation) examples of a data folder; the layouts are in the module's docstring.
 
     Two sanity modes: `unity_test` makes every target the input clip itself; `shuffle_targets` permutes the targets
-    among the songs of each split, so that nothing but chance connects a pair. Raises `DataError` for a folder that is
-    missing or has no audio, and for names that are ambiguous.
+    among the pairs of each split, so that nothing but chance connects them (as it is with plain songs anyway). Raises
+    `DataError` for a folder that is missing or has no audio, and for names that are ambiguous.
     """
     data = Path(data)
     if unity_test and shuffle_targets:
@@ -138,15 +138,14 @@ def _pair_songs(songs: list[Path], folder: Path, seed: int) -> list[Example]:
 
 
 def _shuffle(examples: list[Example], seed: int) -> list[Example]:
+    if not examples[0].aligned:
+        log.warning("shuffle_targets: songs without pairs' names are paired by chance already, nothing changes")
+        return examples
     if len(examples) == 1:
         log.warning("shuffle_targets: %r is the only song of its split and keeps its target", examples[0].name)
         return examples
-    # Another cycle than the one that pairs plain songs, so that the mode changes those as well where it can.
-    following = _cycle(len(examples), seed + 1)
-    return [
-        replace(example, target=examples[j].target, aligned=False)
-        for example, j in zip(examples, following, strict=True)
-    ]
+    others = (examples[j].target for j in _cycle(len(examples), seed))
+    return [replace(example, target=other, aligned=False) for example, other in zip(examples, others, strict=True)]
 
 
 def _cycle(n: int, seed: int) -> list[int]:

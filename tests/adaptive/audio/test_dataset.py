@@ -97,15 +97,22 @@ def test_songs_are_split_and_then_paired(tmp_path: Path) -> None:
         assert len({e.input for e in part}) == len({e.target for e in part}) == len(part)
 
 
-def test_which_songs_make_a_pair_follows_from_the_seed(tmp_path: Path) -> None:
+def test_which_songs_make_a_pair_follows_from_the_seed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, *(f"{folder}/{k}.wav" for k in range(10) for folder in ("train", "val")))
-    first, again, other, shuffled = (
-        find_examples(tmp_path, seed=seed, shuffle_targets=shuffle)[0]
-        for seed, shuffle in ((0, False), (0, False), (1, False), (0, True))
-    )
-    assert first == again
-    assert first != other
-    assert [e.target for e in shuffled] != [e.target for e in first]
+    first = find_examples(tmp_path)
+    assert find_examples(tmp_path) == first
+    assert find_examples(tmp_path, seed=1) != first
+    assert caplog.text == ""
+    assert find_examples(tmp_path, shuffle_targets=True) == first
+    assert "by chance already" in caplog.text
+
+
+def test_a_single_pair_keeps_its_target_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, *(f"{k}_{half}.wav" for k in range(4) for half in ("input", "target")))
+    train, val = find_examples(tmp_path, shuffle_targets=True)
+    assert all(e.target.stem != f"{e.name}_target" for e in train)
+    assert [e.target.stem for e in val] == [f"{val[0].name}_target"]
+    assert f"'{val[0].name}' is the only song" in caplog.text
 
 
 @pytest.mark.parametrize(("count", "held_out"), [(2, 1), (3, 1), (14, 1), (16, 2)])
