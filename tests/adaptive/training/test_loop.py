@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from itertools import chain
@@ -192,3 +193,33 @@ def test_cuda_asked_for_and_absent(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="finds no CUDA device"):
         loop.choose_device("cuda")
+
+
+def test_compile_flag_compiles_the_agent_that_is_saved(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_(module):
+        compiled.append(module)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    trainer = train(small_config(tmp_path, max_steps=1, compile=True))
+    assert compiled == [trainer.agent]
+
+
+def test_optimizer_options_reach_the_optimizer(tmp_path):
+    trainer = train(small_config(tmp_path, max_steps=1, weight_decay=0.25, learning_rate=0.125))
+    (group,) = trainer.optimizer.param_groups
+    assert (group["weight_decay"], group["lr"]) == (0.25, 0.125)
+
+
+def test_loader_processes_change_nothing(tmp_path):
+    alone = train(small_config(tmp_path / "alone", max_steps=2))
+    helped = train(small_config(tmp_path / "helped", max_steps=2, workers=2))
+    assert_equal_states(state_of(helped), state_of(alone))
+
+
+def test_log_entries_come_as_often_as_asked(tmp_path):
+    train(small_config(tmp_path, max_steps=6, log_every=2))
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "train/loss" in entry] == [2, 4, 6]
