@@ -4,8 +4,9 @@ import types
 
 import numpy as np
 import pytest
-from adaptive_window.training.logging import RunLog
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from adaptive_window.training.logging import RunLog
 
 
 def lines(out):

@@ -64,7 +64,7 @@ def test_an_epochs_order_is_a_function_of_seed_and_epoch():
 
 
 def test_loss_falls_on_structure_and_not_on_white_noise(tmp_path):
-    """Held-out error over that of the best constant answer: far below 1 where frames share structure, near 1 for noise."""
+    """Held-out error over that of the best constant: far below 1 where frames share structure, near 1 for noise."""
 
     def error(name, clips):
         config = small_config(tmp_path / name, max_steps=24, batch_size=4, learning_rate=2e-3, novelty_weight=0.0)
