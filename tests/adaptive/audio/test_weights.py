@@ -173,7 +173,7 @@ class Malicious:
 def test_a_malicious_pickle_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"best_state": {"encoder.w": torch.zeros(1)}, "xp.cfg": Malicious()}, "a.th")
-    Path("b.th").write_bytes(pickle.dumps(Malicious()))
+    Path("b.th").write_bytes(pickle.dumps(Malicious(), protocol=2))
     for name in ("a.th", "b.th"):
         with pytest.raises(CodecUnavailable, match=name):
             read_state(Path(name))
