@@ -304,11 +304,9 @@ def make_chain(grad_out: Tensor, source: Source, strength: Tensor, weights: Weig
     """Choose the precision, prepare the weights."""
     target = target_of(grad_out.device)
     compute = compute_dtype(grad_out.dtype)
-    wide = grad_out.shape[2] > FUSED_CHANNELS
-    if wide:
-        precision = "fp64" if compute == torch.float64 else "ieee"
-    else:
-        precision = precision_of(grad_out.dtype, target)
+    precision = precision_of(grad_out.dtype, target)
+    kind: type[Chain] = Chain
+    if grad_out.shape[2] > FUSED_CHANNELS:
+        kind, precision = WideChain, "fp64" if compute == torch.float64 else "ieee"
     prepared = prepare(weights, target, precision)
-    kind = WideChain if wide else Chain
     return kind(grad_out.contiguous(), source, strength.contiguous(), prepared, eps, target, precision)

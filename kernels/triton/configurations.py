@@ -63,7 +63,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "prepare_weights": (Row(_c(8, BLOCK=16)),),
     "recompute_windows": (
-        Row(_c(2, BLOCK_T=32, BLOCK_C=16), arch=0),
+        Row(_c(2, BLOCK_T=64, BLOCK_C=64), arch=0),
         Row(_c(2, BLOCK_T=128, BLOCK_C=16)),
     ),
     "norm_blend": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),

@@ -3,14 +3,14 @@ partial sums become.
 
 Nothing is computed that nobody needs. Launches of our kernels, beside the sums of partials:
 
-    every gradient          prepare, recompute, norm, product, window, dx                6
-    weights frozen          the same, without their sums                                 6
-    start and ratio         prepare, recompute, norm, product, window                    5
-    strength alone          prepare, recompute, norm, window (no convolution)            4
+    every gradient          prepare, recompute, norm, product, places, window, dx        7
+    weights frozen          the same, without their sums                                 7
+    start and ratio         prepare, recompute, norm, product, places, window            6
+    strength alone          prepare, recompute, norm, places, window (no convolution)    5
     norm_weight alone       prepare, recompute, norm                                     3
     norm_bias alone         prepare, window (sums alone)                                 2
 
-(`product` counts twice where the configuration separates dz and the weight's gradient.)
+(`product` counts twice where dz and the weight's gradient are computed separately: sm_80 and float64.)
 
 Scratch: z, du, dz and dy, each [B, P, C, W] in the compute dtype; 39.3 MB each at B = 32, P = 3, C = 128, W = 800 in
 float32. z and du are stored as the tensor cores take them: half as large for a bfloat16 signal. Partial sums take

@@ -21,10 +21,13 @@ EVERYTHING = (True,) * 10
 Grads = tuple[Tensor | None, ...]
 
 
-def setup(channels: int = 5, taps: int = 3, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor]:
+def setup(
+    channels: int = 5, taps: int = 3, dtype: torch.dtype = torch.float64, clips: int = 2
+) -> tuple[list[Tensor], Tensor]:
     frames, window, starts, ratios = GEOMETRY["inside"]
     values = [v.to(dtype) for v in arguments(frames, starts, ratios, channels, taps)]
-    return values, torch.randn(2, 3, channels, window).to(dtype)
+    values[:4] = [v[:clips] for v in values[:4]]
+    return values, torch.randn(clips, 3, channels, window).to(dtype)
 
 
 def backward(values: list[Tensor], grad_out: Tensor, needs: tuple[bool, ...] = EVERYTHING) -> Grads:
@@ -48,10 +51,10 @@ SUBSETS = [(name,) for name in NAMES] + [
 @pytest.mark.parametrize("channels", [5, 130])
 def test_only_what_is_needed(channels: int, device: torch.device) -> None:
     """Any subset of gradients: None for the rest, and the very bits of a full backward for those."""
-    values, grad_out = setup(channels)
+    values, grad_out = setup(channels, clips=1)
     values, grad_out = [v.to(device) for v in values], grad_out.to(device)
     full = backward(values, grad_out)
-    for subset in SUBSETS if channels == 5 else SUBSETS[10:12]:
+    for subset in SUBSETS if channels == 5 else SUBSETS[11:12]:
         got = backward(values, grad_out, needs_of(*subset))
         for name, g, f in zip(NAMES, got, full, strict=True):
             if name in subset:
@@ -63,11 +66,14 @@ def test_only_what_is_needed(channels: int, device: torch.device) -> None:
 
 
 CHAIN = ["prepare_weights", "recompute_windows", "norm_backward"]
+WINDOW = ["place_windows", "window_backward"]
 LAUNCHES = {
-    NAMES: [*CHAIN, "product_backward", "window_backward", "resample_dx"],
-    ("x", "start", "ratio", "strength"): [*CHAIN, "product_backward", "window_backward", "resample_dx"],
-    ("start", "ratio", "strength"): [*CHAIN, "product_backward", "window_backward"],
-    ("strength",): [*CHAIN, "window_backward"],
+    NAMES: [*CHAIN, "product_backward", *WINDOW, "resample_dx"],
+    ("x", "start", "ratio", "strength"): [*CHAIN, "product_backward", *WINDOW, "resample_dx"],
+    ("start", "ratio", "strength"): [*CHAIN, "product_backward", *WINDOW],
+    ("dw",): [*CHAIN, "product_backward", *WINDOW],
+    ("strength",): [*CHAIN, *WINDOW],
+    ("x",): [*CHAIN, "product_backward", "window_backward", "resample_dx"],
     ("pw",): [*CHAIN, "product_backward"],
     ("db",): CHAIN,
     ("pb",): CHAIN,
@@ -97,7 +103,7 @@ def test_launches(subset: tuple[str, ...], arch: int) -> None:
 
 
 def test_two_backward_passes_are_bit_equal(device: torch.device) -> None:
-    values, grad_out = setup(dtype=torch.float32)
+    values, grad_out = setup(dtype=torch.float32, clips=1)
     values, grad_out = [v.to(device) for v in values], grad_out.to(device)
     for first, second in zip(backward(values, grad_out), backward(values, grad_out), strict=True):
         assert first is not None
@@ -134,6 +140,25 @@ def test_absurd_windows_are_held_at_the_edge(value: float, device: torch.device)
     assert all(g is not None and bool(g.isfinite().all()) for g in got)
     assert got[1] is not None
     assert float(got[1][0, 1]) == 0
+
+
+@pytest.mark.parametrize("case", ["over the right edge", "one frame", "ratio below 1"])
+def test_nothing_unsafe(case: str) -> None:
+    """No access out of bounds, no race, nothing read that was not written, no overflow; NaN and infinity included."""
+    if not INTERPRETED:
+        pytest.skip("the sanitizer watches the interpreter; compute-sanitizer watches the GPU")
+    from sanitizer import Sanitizer
+
+    frames, window, starts, ratios = GEOMETRY[case]
+    channels = 130 if case == "one frame" else 5
+    values = arguments(frames, starts, ratios, channels, 7)
+    values[1][1, 2] = float("nan")
+    values[2][1, 1] = float("inf")
+    grad_out = torch.randn(2, 3, channels, window, dtype=torch.float64)
+    with Sanitizer() as sanitizer:
+        backward(values, grad_out)
+        launch_backward.tonality_blend_backward(grad_out, grad_out, *values[3:], EPS, EVERYTHING[:8])
+    assert sanitizer.accesses > 100
 
 
 ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11}

@@ -51,7 +51,7 @@ SHAPES = [(1, 7, 131), (16, 3, 131), (24, 1, 40), (48, 7, 64), (128, 7, 131), (1
 
 @pytest.mark.parametrize(("channels", "taps", "window"), SHAPES)
 def test_shapes(channels: int, taps: int, window: int, device: torch.device) -> None:
-    values = arguments(window + 31, (3.3, -4.2), (1.1, 0.8), channels, taps)
+    values = arguments(window + 31, (3.3137, -4.2931), (1.1172, 0.8172), channels, taps)
     values = [v[:1] if n < 4 else v for n, v in enumerate(values)]
     values = [v.to(device) for v in values]
     grad_out = random_grad(values, window)

@@ -8,21 +8,22 @@ from torch import Tensor
 NAMES = ("x", "start", "ratio", "strength", "dw", "db", "pw", "pb", "gamma", "beta")
 EPS = 1e-5
 
-# name: (frames, window, starts, ratios); three windows each
+# name: (frames, window, starts, ratios); three windows each. Where p is a whole number the slope jumps, and the last
+# bit of its arithmetic chooses the side: frames are either whole exactly (short binary fractions) or never near it.
 GEOMETRY = {
-    "inside": (97, 41, (3.3, 20.7, 11.0), (1.0, 1.3, 1.5)),
+    "inside": (97, 41, (3.3137, 20.7219, 11.0931), (1.0, 1.3172, 1.4987)),
     "ties: whole starts at ratio 1": (61, 41, (0.0, 12.0, 20.0), (1.0, 1.0, 1.0)),
     "tie at the right edge": (61, 41, (20.0, 40.0, 60.0), (1.0, 1.5, 1.0)),
-    "over the left edge": (61, 41, (-2.3, -30.0, -70.5), (1.0, 1.3, 1.5)),
-    "over the right edge": (61, 41, (40.2, 59.5, 80.0), (1.0, 1.3, 1.5)),
-    "ratio below 1": (61, 41, (3.3, 20.7, -4.2), (0.31, 0.77, 0.05)),
+    "over the left edge": (61, 41, (-2.3137, -30.0931, -70.5219), (1.0, 1.3172, 1.4987)),
+    "over the right edge": (61, 41, (40.2137, 59.5219, 80.0931), (1.0, 1.3172, 1.4987)),
+    "ratio below 1": (61, 41, (3.3137, 20.7219, -4.2931), (0.3172, 0.7731, 0.0519)),
     "ratio below 1 at whole starts": (61, 41, (0.0, 5.0, 60.0), (0.5, 0.25, 0.5)),
     "shorter than a frame": (61, 41, (3.25, 60.0, -0.5), (0.01, 0.02, 0.024)),
     "ratio zero and negative": (61, 41, (3.25, 7.0, 0.0), (0.0, -1.0, -0.3)),
-    "extreme": (61, 41, (5.25, -30.0, 50.0), (4.0, 2.5, 3.7)),
+    "extreme": (61, 41, (5.2137, -30.0931, 50.0219), (4.0172, 2.5172, 3.7172)),
     "one frame": (1, 5, (0.0, -0.5, 0.5), (1.0, 0.5, 2.0)),
-    "two frames": (2, 5, (0.0, 0.4, -1.0), (0.3, 0.2, 1.0)),
-    "one output": (17, 1, (0.0, 4.3, 15.9), (1.0, 3.0, 0.4)),
+    "two frames": (2, 5, (0.0, 0.4137, -1.0), (0.3172, 0.2172, 1.0)),
+    "one output": (17, 1, (0.0, 4.3137, 15.9219), (1.0, 3.0, 0.4172)),
 }
 
 
