@@ -117,7 +117,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*masked_attention_backward(grad, *ctx.saved_tensors, ctx.factor), None, None)
 
 
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("attention with dropout on the CPU has no second derivative; set dropout=0 for one")
+
+
 torch.library.register_autograd("adaptive_window::masked_attention", _backward, setup_context=_save)
+torch.library.register_autograd("adaptive_window::masked_attention_backward", _no_second_derivative)
 
 
 def _softmax_scores(q: Tensor, k: Tensor, out: Tensor) -> None:

@@ -35,8 +35,9 @@ def test_loss_of_a_batch_is_that_of_its_terms() -> None:
 
 
 def test_a_silent_frame_leaves_gradients_of_ordinary_size() -> None:
-    agent = small_agent().eval()
-    x, y = (t.requires_grad_() for t in (torch.zeros(1, 8, 12), torch.zeros(1, 8, 12)))
+    agent, (x, y) = small_agent().eval(), windows(1)
+    x[..., 3] = 0.0  # among others: the mean cosine is not at its own kink
+    x, y = x.requires_grad_(), y.requires_grad_()
     grads = torch.autograd.grad(agent(x, y)[1], (x, y))
     assert all(g.isfinite().all() for g in grads)
     assert max(g.abs().max() for g in grads) < 1e3  # 1/COSINE_EPS, over 12 frames
@@ -118,6 +119,13 @@ def test_masked_attention_is_the_definition_and_its_gradients_are_exact() -> Non
     ours, theirs = (torch.autograd.grad(o, tensors, grad) for o in (out, expected))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_second_derivative_is_refused_and_not_zero() -> None:
+    tensors = qkv(1, 2, 5, 4)
+    (grad,) = torch.autograd.grad(attention(*tensors, 0.5).square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        grad.sum().backward()
 
 
 def test_masked_attention_at_the_size_of_use() -> None:

@@ -81,6 +81,9 @@ def test_envelope_copy() -> None:
     assert losses.envelope_copy_penalty(copy, -2 * copy[..., ::2], 10).item() == pytest.approx(1.0, abs=1e-5)
     # a mirrored envelope is copied as well: the square forgets the sign
     assert losses.envelope_copy_penalty(copy, 2 - envelope, 10).item() == pytest.approx(1.0, abs=1e-5)
+    # magnitudes count: here every other segment is negative throughout
+    flipped = envelope * torch.tensor([1.0, -1.0]).repeat(5).repeat_interleave(800)
+    assert losses.envelope_copy_penalty(copy, flipped, 10).item() == pytest.approx(1.0, abs=1e-5)
     assert losses.envelope_copy_penalty(copy, torch.ones_like(copy), 10).item() == pytest.approx(0.0, abs=1e-5)
     first, second = torch.rand(2, 10, dtype=torch.float64)
     expected = torch.corrcoef(torch.stack([first, second]))[0, 1].square().item()
