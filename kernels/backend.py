@@ -10,12 +10,20 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"  # Triton reads it once, when it is imported; so do we
 
 
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:  # an import hook forbids it
+        return False
+
+
+TRITON_INSTALLED = _installed("triton")  # looked up once: torch.compile cannot trace the search
+
+
 def _why_not_triton(x: Tensor) -> str | None:
     """None where the Triton backend can run on `x`, else the reason."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "the triton package is not installed"
-    if importlib.util.find_spec(f"{__package__}.autograd") is None:
-        return "this version ships no Triton kernels yet"
     if x.device.type == "cuda" or (INTERPRETED and x.device.type == "cpu"):
         return None
     return f"x is on {x.device}; it needs a CUDA device, or TRITON_INTERPRET=1 set before the start for CPU tensors"

@@ -118,7 +118,7 @@ def tonality_blend(
     if choose_backend(backend, y) == "triton":
         from . import autograd
 
-        return autograd.tonality_blend(y, strength, *weights_cast, eps)
+        return autograd.tonality_blend(y, strength, tuple(weights_cast), eps)
     return reference.tonality_blend(y, strength, *weights_cast, eps)
 
 
@@ -154,7 +154,7 @@ def windowed_tonality(
     if choose_backend(backend, x) == "triton":
         from . import autograd
 
-        return autograd.windowed_tonality(x, start, ratio, strength, *weights_cast, window, eps)
+        return autograd.windowed_tonality(x, start, ratio, strength, tuple(weights_cast), window, eps)
     return reference.windowed_tonality(x, start, ratio, strength, *weights_cast, window, eps)
 
 

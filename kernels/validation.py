@@ -72,7 +72,7 @@ def check_backend(backend: object) -> None:
 def check_source(x: object, start: object, ratio: object, window: object) -> None:
     """The arguments of `resample_windows`."""
     check_tensor("x", x, "B, C, T")
-    assert isinstance(x, Tensor)  # noqa: S101 - narrows the type; check_tensor has raised otherwise
+    assert isinstance(x, Tensor)  # narrows the type; check_tensor has raised otherwise
     batch, channels, frames = x.shape
     if frames < 1:
         raise ValueError(f"x must have at least one frame (T >= 1), got shape {list(x.shape)}")
@@ -81,11 +81,11 @@ def check_source(x: object, start: object, ratio: object, window: object) -> Non
     check_window(window)
     for name, value in (("start", start), ("ratio", ratio)):
         check_tensor(name, value, "B, P")
-        assert isinstance(value, Tensor)  # noqa: S101 - as above
+        assert isinstance(value, Tensor)  # as above
         if value.shape[0] != batch:
             raise ValueError(f"{name} must have shape [B, P] with B = {batch} as in x, got {list(value.shape)}")
         check_like(name, value, "x", x, wide_allowed=True)
-    assert isinstance(start, Tensor) and isinstance(ratio, Tensor)  # noqa: S101, PT018 - as above
+    assert isinstance(start, Tensor) and isinstance(ratio, Tensor)  # noqa: PT018 - as above
     check_shape("ratio", ratio, tuple(start.shape), "[B, P] as start")
 
 
@@ -93,7 +93,7 @@ def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: 
     """`strength` and the six weights against the signal `y` (called `name` in messages)."""
     batch, channels = y.shape[0], (y.shape[2] if y.dim() == 4 else y.shape[1])
     check_tensor("strength", strength, "B, P")
-    assert isinstance(strength, Tensor)  # noqa: S101 - as above
+    assert isinstance(strength, Tensor)  # as above
     check_shape("strength", strength, (batch, pairs), "[B, P]")
     check_like("strength", strength, name, y)
     shapes = {
@@ -107,7 +107,7 @@ def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: 
     for key, shape in shapes.items():
         value = weights[key]
         check_tensor(key, value, shape)
-        assert isinstance(value, Tensor)  # noqa: S101 - as above
+        assert isinstance(value, Tensor)  # as above
         check_like(key, value, name, y)
         sizes = {"C": channels, "1": 1, "K": value.shape[-1]}
         check_shape(key, value, tuple(sizes[letter] for letter in shape.split(", ")), f"[{shape}], C = {channels}")
@@ -115,3 +115,16 @@ def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: 
     if taps % 2 != 1:
         raise ValueError(f"depthwise_weight must have an odd number of taps K, got K = {taps}")
     check_eps(eps)
+
+
+MAX_FRAMES = 2**24  # frame numbers are exact in float32 below it
+
+
+def check_triton_sizes(name: str, x: Tensor, window: int) -> None:
+    """What the kernels cannot count."""
+    if x.shape[-1] >= MAX_FRAMES:
+        raise ValueError(
+            f"{name} must have fewer than 2²⁴ frames for backend='triton', got shape {list(x.shape)}; cut it into clips"
+        )
+    if window >= MAX_FRAMES:
+        raise ValueError(f"window must be less than 2²⁴ frames for backend='triton', got {window}")

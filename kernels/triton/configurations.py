@@ -5,9 +5,7 @@ Rows were chosen by compiling for sm_90 and sm_80 (registers, spills, instructio
 so. Architecture 90 stands for 9.0 and later, 80 for 8.x, 0 for Triton's interpreter.
 
 To see what is launched: `launch.record_launches()` around a call, on tensors of device "meta" if nothing is to run;
-`launch.use_target(Target(90, 132))` pretends an architecture. `shipped(arch)` does both at the nominal shape, for every
-dtype and precision: compile what it yields (`Launch.kernel`, `.arguments`, `.num_warps`, `.num_stages`) and divide the
-instructions of the persistent loop's body (`Launch.looped`) or of the whole kernel by `Launch.outputs` / threads.
+`launch.use_target(Target(90, 132))` plans for an architecture. `kernels.inspect` compiles what these record.
 """
 
 from __future__ import annotations

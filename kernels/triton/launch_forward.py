@@ -82,16 +82,16 @@ def resample_dx_of(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Ten
 
 
 def resample_place_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
-    """[B, P, 2]: the gradients of start and ratio, in the compute dtype."""
+    """[2, B, P, tiles]: the gradients of start and ratio, to be summed over tiles, in the compute dtype."""
     batch, channels, frames = x.shape
     pairs, window = grad.shape[1], grad.shape[3]
     target, compute = target_of(x.device), compute_dtype(x.dtype)
     if grad.numel() == 0:
-        return torch.zeros(batch, pairs, 2, dtype=compute, device=x.device)
+        return torch.zeros(2, batch, pairs, 1, dtype=compute, device=x.device)
     config = configuration("resample_position_gradient", target, "fp64" if compute == torch.float64 else "")
     block_t = config.constants["BLOCK_T"]
     tiles = triton.cdiv(window, block_t)
-    partial = torch.empty(batch, pairs, tiles, 2, dtype=compute, device=x.device)
+    partial = torch.empty(2, batch, pairs, tiles, dtype=compute, device=x.device)
     arguments = {
         "grad_ptr": grad,
         "x_ptr": x,
@@ -119,7 +119,7 @@ def resample_place_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tenso
         outputs=block_t * config.constants["BLOCK_C"],
         looped=True,
     )
-    return partial.sum(2)
+    return partial
 
 
 def transform(source: Source, strength: Tensor, weights: Weights, window: int, eps: float) -> Tensor:

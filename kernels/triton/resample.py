@@ -72,7 +72,7 @@ def resample_position_gradient(
     x_ptr,  # [B, C, T]
     start_ptr,  # [B, P]
     ratio_ptr,
-    partial_ptr,  # out: [B, P, tiles, 2], dstart and dratio of each tile
+    partial_ptr,  # out: [2, B, P, tiles], dstart and dratio of each tile
     T,
     stride_xb,
     stride_gb,
@@ -113,9 +113,8 @@ def resample_position_gradient(
         total += g * difference
     slope = tl.sum(total, 1) + window[4]  # dL/dp of each frame; NaN where start or ratio is
     by_start, by_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
-    out_ptr = partial_ptr + program.to(tl.int64) * 2
-    tl.store(out_ptr, tl.sum(slope * by_start, 0))
-    tl.store(out_ptr + 1, tl.sum(slope * by_ratio, 0))
+    tl.store(partial_ptr + program, tl.sum(slope * by_start, 0))
+    tl.store(partial_ptr + tl.num_programs(0) + program, tl.sum(slope * by_ratio, 0))
 
 
 @triton.jit
