@@ -39,7 +39,7 @@ def autocast_available(device: str) -> bool:
     return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
 
 
-def _without_autocast(device: str) -> AbstractContextManager[object]:
+def without_autocast(device: str) -> AbstractContextManager[object]:
     """Autocast would run the convolutions in 16 bits, and round before the end."""
     return torch.autocast(device, enabled=False) if autocast_available(device) else nullcontext()
 
@@ -108,7 +108,7 @@ def tonality_blend(
     dw, db, pw, pb, gamma, beta = (w.to(compute) for w in weights)
     s = strength.to(compute)[:, :, None, None]
     y_wide = y.to(compute)
-    with _without_autocast(y.device.type):
+    with without_autocast(y.device.type):
         rows = y_wide.reshape(batch * pairs, channels, window)
         z = F.conv1d(rows, dw, db, padding=dw.shape[-1] // 2, groups=channels)
         u = F.conv1d(z, pw, pb)  # [B·P, C, W]

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..reference import compute_dtype
+from ..reference import compute_dtype, without_autocast
 from .configurations import Configuration, Target, configuration
 from .launch import (
     FUSED_CHANNELS,
@@ -29,21 +29,21 @@ from .windowed_tonality_backward import place_windows, recompute_windows, window
 
 
 class Normed(NamedTuple):
-    """What `Chain.norm` leaves; tensors that were not asked for are empty."""
+    """What `Chain.norm` leaves, as far as it was asked for."""
 
-    du: Split
-    heard: Tensor  # [B, P, W]
-    dbias: Tensor  # [programs, C]
-    dnorm: Tensor  # [programs, C]
+    du: Split | None = None
+    heard: Tensor | None = None  # [B, P, W]
+    dbias: Tensor | None = None  # [rows, C], to be summed over rows
+    dnorm: Tensor | None = None  # [rows, C]
 
 
 class Windowed(NamedTuple):
-    """What `Chain.window` leaves; tensors that were not asked for are empty."""
+    """What `Chain.window` leaves, as far as it was asked for."""
 
-    dy: Tensor  # [B, P, C, W]
-    taps: Tensor  # [B, P, K, C]
-    sums: Tensor  # [B, P, C]
-    scalars: Tensor  # [B, P, chunks, 3]
+    dy: Tensor | None = None  # [B, P, C, W]
+    taps: Tensor | None = None  # [B, P, K, C]
+    sums: Tensor | None = None  # [B, P, C]
+    scalars: Tensor | None = None  # [B, P, chunks, 3]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Chain:
 
     def scratch(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.compute, device=self.grad_out.device)
+
+    def spare(self, tensor: Tensor | None) -> Tensor:
+        """`tensor`, or something to pass in the place of one that the kernel does not touch."""
+        return self.strength if tensor is None else tensor
 
     def operand(self) -> Split:
         """[B, P, C, W], as the products take it."""
@@ -113,11 +117,12 @@ class Chain:
         tiles = batch * pairs * triton.cdiv(window, block_t)
         programs = min(tiles, self.target.processors * config.per_processor)
         out = Normed(
-            self.operand() if du else z,
-            self.scratch(batch, pairs, window if heard else 0),
-            self.scratch(programs, channels if bias else 0),
-            self.scratch(programs, channels if norm else 0),
+            self.operand() if du else None,
+            self.scratch(batch, pairs, window) if heard else None,
+            self.scratch(programs, channels) if bias else None,
+            self.scratch(programs, channels) if norm else None,
         )
+        written = out.du or z
         arguments = {
             "z_ptr": z.hi,
             "z_lo_ptr": z.lo,
@@ -127,11 +132,11 @@ class Chain:
             "pointwise_bias_ptr": self.prepared.bias,
             "norm_weight_ptr": self.prepared.norm,
             "grad_ptr": self.grad_out,
-            "du_ptr": out.du.hi,
-            "du_lo_ptr": out.du.lo,
-            "heard_ptr": out.heard,
-            "dbias_ptr": out.dbias,
-            "dnorm_ptr": out.dnorm,
+            "du_ptr": written.hi,
+            "du_lo_ptr": written.lo,
+            "heard_ptr": self.spare(out.heard),
+            "dbias_ptr": self.spare(out.dbias),
+            "dnorm_ptr": self.spare(out.dnorm),
             "tiles": tiles,
             "EPS": self.eps,
             "NEED_DU": du,
@@ -145,15 +150,15 @@ class Chain:
         launch(norm_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
         return out
 
-    def product(self, z: Split, du: Split, *, dz: bool, weight: bool) -> tuple[Tensor, Tensor]:
-        """dz [B, P, C, W], and partial gradients of the centred weight [programs, C, C]; empty if not asked for."""
+    def product(self, z: Split, du: Split, *, dz: bool, weight: bool) -> tuple[Tensor | None, Tensor | None]:
+        """dz [B, P, C, W], and dÂ [C, C], as far as asked for."""
         batch, pairs, channels, window = self.grad_out.shape
         config = self.configuration("product_backward")
         block_t = config.constants["BLOCK_T"]
         tiles = batch * pairs * triton.cdiv(window, block_t)
         programs = min(tiles, self.target.processors * config.per_processor)
-        out = self.scratch(*self.grad_out.shape) if dz else self.scratch(0)
-        partial = self.scratch(programs if weight else 0, channels, channels)
+        out = self.scratch(*self.grad_out.shape) if dz else None
+        partial = self.scratch(programs, channels, channels) if weight else None
         arguments = {
             "z_ptr": z.hi,
             "z_lo_ptr": z.lo,
@@ -161,8 +166,8 @@ class Chain:
             "du_lo_ptr": du.lo,
             "pointwise_hi_ptr": self.prepared.pointwise.hi,
             "pointwise_lo_ptr": self.prepared.pointwise.lo,
-            "dz_ptr": out,
-            "dpointwise_ptr": partial,
+            "dz_ptr": self.spare(out),
+            "dpointwise_ptr": self.spare(partial),
             "tiles": tiles,
             "PADDED": self.prepared.bias.shape[0],
             "PRECISION": self.precision,
@@ -174,7 +179,7 @@ class Chain:
         for need_dz, need_weight in steps:
             arguments |= {"NEED_DZ": need_dz, "NEED_WEIGHT": need_weight}
             launch(product_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
-        return out, partial
+        return out, None if partial is None else partial.sum(0)
 
     def places(self, *, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
         """i, f and, if asked for, the slopes of every frame of every window."""
@@ -183,7 +188,7 @@ class Chain:
         block_t = config.constants["BLOCK_T"]
         index = self.scratch(batch, pairs, window, dtype=torch.int32)
         fraction = self.scratch(batch, pairs, window)
-        along = self.scratch(2 if slopes else 0, batch, pairs, window)
+        along = self.scratch(2, batch, pairs, window) if slopes else self.spare(None)
         arguments = {
             "start_ptr": self.source.start,
             "ratio_ptr": self.source.ratio,
@@ -197,7 +202,8 @@ class Chain:
             "COMPUTE": TRITON_TYPE[self.compute],
         }
         programs = batch * pairs * triton.cdiv(window, block_t)
-        launch(place_windows, (programs,), config, arguments, outputs=block_t)
+        # each frame is placed for all channels
+        launch(place_windows, (programs,), config, arguments, outputs=block_t * self.grad_out.shape[2])
         return index, fraction, along
 
     def window(
@@ -210,12 +216,12 @@ class Chain:
         own, block_c = config.constants["BLOCK_T"] - 2 * halo, config.constants["BLOCK_C"]
         chunks = triton.cdiv(channels, block_c)
         out = Windowed(
-            self.scratch(*self.grad_out.shape, dtype=dy) if dy else self.scratch(0),
-            self.scratch(batch, pairs, width if taps else 0, channels),
-            self.scratch(batch, pairs, channels if sums else 0),
-            self.scratch(batch, pairs, chunks, 3),
+            self.scratch(*self.grad_out.shape, dtype=dy) if dy else None,
+            self.scratch(batch, pairs, width, channels) if taps else None,
+            self.scratch(batch, pairs, channels) if sums else None,
+            self.scratch(batch, pairs, chunks, 3) if place or blend else None,
         )
-        places = (self.strength,) * 3  # not read
+        places = (self.spare(None),) * 3
         if self.source.resample and (place or taps or blend):
             places = self.places(slopes=place)
         source = self.source.arguments(pairs)
@@ -227,11 +233,11 @@ class Chain:
             "strength_ptr": self.strength,
             "depthwise_ptr": self.prepared.depthwise,
             "grad_ptr": self.grad_out,
-            "dz_ptr": self.grad_out if dz is None else dz,
-            "dy_ptr": out.dy,
-            "taps_ptr": out.taps,
-            "sums_ptr": out.sums,
-            "scalars_ptr": out.scalars,
+            "dz_ptr": self.spare(dz),
+            "dy_ptr": self.spare(out.dy),
+            "taps_ptr": self.spare(out.taps),
+            "sums_ptr": self.spare(out.sums),
+            "scalars_ptr": self.spare(out.scalars),
             "windows": batch * pairs,
             "NEED_DY": dy is not None,
             "NEED_PLACE": place,
@@ -259,39 +265,33 @@ class WideChain(Chain):
         tiles = batch * pairs * triton.cdiv(window, block_t)
         weight, shift = self.prepared.pointwise.hi[:channels, :channels], self.prepared.bias[:channels, None]
         u = _matmul(weight, z.hi).add_(shift)
-        slope = torch.empty_like(u)
-        out = Normed(
-            Split(slope, slope),
-            self.scratch(batch, pairs, window),
-            self.scratch(tiles, channels),
-            self.scratch(tiles, channels),
-        )
+        written, frames = torch.empty_like(u), self.scratch(batch, pairs, window)
+        dbias, dnorm = self.scratch(tiles, channels), self.scratch(tiles, channels)
         arguments = {
             "u_ptr": u,
             "strength_ptr": self.strength,
             "norm_weight_ptr": self.prepared.norm,
             "grad_ptr": self.grad_out,
-            "du_ptr": slope,
-            "heard_ptr": out.heard,
-            "dbias_ptr": out.dbias,
-            "dnorm_ptr": out.dnorm,
+            "du_ptr": written,
+            "heard_ptr": frames,
+            "dbias_ptr": dbias,
+            "dnorm_ptr": dnorm,
             "EPS": self.eps,
             **self.sizes(),
         }
         launch(wide_norm_backward, (tiles,), config, arguments, outputs=block_t * channels)
-        return out
+        return Normed(Split(written, written), frames, dbias.sum(0, keepdim=True), dnorm.sum(0, keepdim=True))
 
-    def product(self, z: Split, du: Split, *, dz: bool, weight: bool) -> tuple[Tensor, Tensor]:
+    def product(self, z: Split, du: Split, *, dz: bool, weight: bool) -> tuple[Tensor | None, Tensor | None]:
         channels = self.grad_out.shape[2]
         centred = self.prepared.pointwise.hi[:channels, :channels]
-        out = _matmul(centred.T, du.hi) if dz else self.scratch(0)
         # one product per window, then their sum: a single product over all frames would first copy both operands
-        partial = _matmul(du.hi, z.hi.transpose(2, 3)).flatten(0, 1) if weight else self.scratch(0)
-        return out, partial
+        dproduct = _matmul(du.hi, z.hi.transpose(2, 3)).sum((0, 1)) if weight else None
+        return _matmul(centred.T, du.hi) if dz else None, dproduct
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a.device.type):
         return torch.matmul(a, b)
 
 
