@@ -102,7 +102,7 @@ def compose_file(config: ComposeConfig) -> dict[str, Any]:
     check_folder(config.output)
     session = open_session(config)
     pick = parse_pick(config.pick, session.agent.num_pairs)
-    latents, _ = session.agent.compose(session.x, session.y, pick=pick)  # [1, C, W]
+    latents, chosen = session.agent.compose_with_metadata(session.x, session.y, pick=pick)  # [1, C, W]
     with torch.no_grad():
         audio = session.codec.decode(latents)[0].cpu()  # [1, N]
         windows = session.agent.window_selector(session.x, session.y)
@@ -113,6 +113,7 @@ def compose_file(config: ComposeConfig) -> dict[str, Any]:
         "target": str(config.target),
         "output": str(config.output),
         "pick": config.pick,
+        "picked_pair": None if chosen["picked"] is None else int(chosen["picked"][0]),
         "codec": session.codec.name,
         "random_codec": session.random_codec,
         "clip_seconds": session.clip_seconds,

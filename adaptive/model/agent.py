@@ -123,8 +123,14 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             "windows": windows,
         }
 
+    def compose(self, x_input: Tensor, x_target: Tensor, pick: str | int = "mean") -> Tensor:
+        """One composed window per sample, `[B, C, W]`: the output of `compose_with_metadata`, which see."""
+        return self.compose_with_metadata(x_input, x_target, pick)[0]
+
     @torch.no_grad()
-    def compose(self, x_input: Tensor, x_target: Tensor, pick: str | int = "mean") -> tuple[Tensor, dict[str, Any]]:
+    def compose_with_metadata(
+        self, x_input: Tensor, x_target: Tensor, pick: str | int = "mean"
+    ) -> tuple[Tensor, dict[str, Any]]:
         """One composed window per sample, in eval mode and without gradients; each module's mode is restored.
 
         Args:
@@ -135,6 +141,9 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         Returns:
             The output `[B, C, W]`, and metadata as `forward`'s for the windows composed (all P, or one), with `losses`
             `[B, P]`, every sample's own, and `picked` `[B]`, the pair taken (None for `"mean"`).
+
+        Raises:
+            TypeError, ValueError: as `forward`; and for a `pick` that is none of these.
         """
         self._check_pick(pick)
         with evaluating(self):

@@ -89,7 +89,7 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
         item = trainer.held_out[k]
         clips = [torch.as_tensor(item[key]) for key in ("input", "target")]  # [C, T] each
         x, y = (clip[None].to(trainer.device) for clip in clips)
-        latents, _ = agent.compose(x, y, pick="mean")
+        latents = agent.compose(x, y, pick="mean")
         with torch.no_grad():
             audio = codec.decode(latents)[0].cpu()
             windows = agent.window_selector(x, y)

@@ -124,6 +124,8 @@ def test_compose_writes_exactly_the_window(trained, pair, tmp_path, pick, capsys
     assert audio.std() > 1e-4
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["pick"] == pick
+    allowed = {"mean": [None], "best": [0, 1, 2]}.get(pick) or [int(pick)]
+    assert report["picked_pair"] in allowed
     assert len(report["pairs"]) == 3
     for windows in report["pairs"]:
         for side in ("input", "target"):

@@ -191,8 +191,9 @@ def test_compose(pick: str | int) -> None:
     state = copy.deepcopy(agent.state_dict())
     samples: list[int] = []
     hook = agent.creative_agent.composer.register_forward_pre_hook(lambda _, args: samples.append(len(args[0])))
-    output, metadata = agent.compose(x, y, pick)
+    output, metadata = agent.compose_with_metadata(x, y, pick)
     hook.remove()
+    assert torch.equal(agent.compose(x, y, pick), output)
     assert all(m.training == training for m, training in before)
     assert all(torch.equal(value, agent.state_dict()[key]) for key, value in state.items())
     assert not output.requires_grad
