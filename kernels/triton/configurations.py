@@ -94,6 +94,8 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     ),
     "wide_norm_backward": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
     "place_windows": (Row(_c(4, BLOCK_T=128)),),
+    "finish_windows": (Row(_c(4, BLOCK=256)),),
+    "finish_weights": (Row(_c(4, BLOCK_C=16, BLOCK_R=16)),),
     "window_backward": (  # COLUMNS is the number of warps
         Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),
         Row(_c(8, BLOCK_T=128, BLOCK_C=8, FOLD=4, COLUMNS=8), precision="fp64"),

@@ -1,14 +1,14 @@
 """Backward of `windowed_tonality` and `tonality_blend`: which kernels run for the gradients asked for, and what their
 partial sums become.
 
-Nothing is computed that nobody needs. Launches of our kernels, beside the sums of partials:
+Nothing is computed that nobody needs. Launches of our kernels (and one PyTorch sum for pointwise_weight):
 
-    every gradient          prepare, recompute, norm, product, places, window, dx        7
-    weights frozen          the same, without their sums                                 7
-    start and ratio         prepare, recompute, norm, product, places, window            6
-    strength alone          prepare, recompute, norm, places, window (no convolution)    5
-    norm_weight alone       prepare, recompute, norm                                     3
-    norm_bias alone         prepare, window (sums alone)                                 2
+    every gradient          prepare, recompute, norm, product, places, window, sums twice, dx        9
+    weights frozen          prepare, recompute, norm, product, places, window, sums, dx              8
+    start and ratio         prepare, recompute, norm, product, places, window, sums                  7
+    strength alone          prepare, recompute, norm, places, window (no convolution), sums          6
+    norm_weight alone       prepare, recompute, norm, sums                                           4
+    norm_bias alone         prepare, window (its sums alone), sums                                   3
 
 (`product` counts twice where dz and the weight's gradient are computed separately: sm_80 and float64.)
 
@@ -22,11 +22,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from ..reference import compute_dtype
-from .backward_chain import make_chain
-from .launch import Source, Weights
+from .backward_chain import Chain, Normed, Windowed, make_chain
+from .backward_sums import finish_weights, finish_windows
+from .launch import TRITON_TYPE, Source, Weights, launch
 from .launch_forward import resample_dx_of
 
 
@@ -34,7 +36,8 @@ class Needs(NamedTuple):
     """Which gradients are asked for."""
 
     dy: torch.dtype | None  # and in which dtype
-    place: bool  # start or ratio
+    start: bool
+    ratio: bool
     strength: bool
     depthwise_weight: bool
     depthwise_bias: bool
@@ -44,10 +47,7 @@ class Needs(NamedTuple):
     norm_bias: bool
 
 
-class Gradients(NamedTuple):
-    dy: Tensor | None
-    place: Tensor | None  # [B, P, 2], of start and ratio
-    rest: tuple[Tensor | None, ...]  # of strength and the six weights
+Grads = tuple[Tensor | None, ...]
 
 
 def windowed_tonality_backward(
@@ -68,17 +68,13 @@ def windowed_tonality_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the ten tensors after `grad_out` [B, P, C, W], None where `needs`, in the same order, is false."""
     weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    need_x, need_start, need_ratio, *need_rest = needs
     if grad_out.numel() == 0:
         inputs = (x, start, ratio, strength, *weights)
         return tuple(torch.zeros_like(v) if need else None for v, need in zip(inputs, needs, strict=True))
-    dtype = compute_dtype(x.dtype) if need_x else None
-    wanted = Needs(dtype, need_start or need_ratio, *need_rest)
-    grads = _backward(grad_out, Source.of_clips(x, start, ratio), strength, weights, eps, wanted)
-    dx = resample_dx_of(grads.dy, x, start, ratio) if need_x else None
-    dstart = grads.place[..., 0].to(start.dtype) if need_start else None
-    dratio = grads.place[..., 1].to(ratio.dtype) if need_ratio else None
-    return dx, dstart, dratio, *grads.rest
+    wanted = Needs(compute_dtype(x.dtype) if needs[0] else None, *needs[1:])
+    dy, *rest = _backward(grad_out, Source.of_clips(x, start, ratio), strength, weights, eps, wanted)
+    dx = None if dy is None else resample_dx_of(dy, x, start, ratio)
+    return dx, *rest
 
 
 def tonality_blend_backward(
@@ -96,64 +92,101 @@ def tonality_blend_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the eight tensors after `grad_out` [B, P, C, W], None where `needs`, in the same order, is false."""
     weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    need_y, *need_rest = needs
     if grad_out.numel() == 0:
         inputs = (y, strength, *weights)
         return tuple(torch.zeros_like(v) if need else None for v, need in zip(inputs, needs, strict=True))
-    wanted = Needs(y.dtype if need_y else None, False, *need_rest)
-    grads = _backward(grad_out, Source.of_windows(y), strength, weights, eps, wanted)
-    return grads.dy, *grads.rest
+    wanted = Needs(y.dtype if needs[0] else None, False, False, *needs[1:])
+    dy, _, _, *rest = _backward(grad_out, Source.of_windows(y), strength, weights, eps, wanted)
+    return dy, *rest
 
 
-def _backward(
-    grad_out: Tensor, source: Source, strength: Tensor, weights: Weights, eps: float, needs: Needs
-) -> Gradients:
-    """The chain of `windowed_tonality_backward`'s docstring, as far as `needs` goes."""
+def _backward(grad_out: Tensor, source: Source, strength: Tensor, weights: Weights, eps: float, needs: Needs) -> Grads:
+    """Gradients of y, start, ratio, strength and the weights: the chain of the kernels, as far as `needs` goes."""
     chain = make_chain(grad_out, source, strength, weights, eps)
-    convolve = needs.dy is not None or needs.place  # dy is computed, stored or not
-    need_dz = convolve or needs.depthwise_weight
+    place = needs.start or needs.ratio
+    need_dz = needs.dy is not None or place or needs.depthwise_weight
+    need_du = need_dz or needs.pointwise_weight
     need_bias = needs.depthwise_bias or needs.pointwise_bias or needs.pointwise_weight
     need_sums = needs.strength or needs.norm_bias
-    dz = normed = product = windowed = None
-    if need_dz or need_bias or needs.strength or needs.norm_weight:
+    normed, windowed, dz, dproduct = Normed(), Windowed(), None, None
+    if need_du or need_bias or needs.strength or needs.norm_weight:
         z = chain.recompute()
-        need_du = need_dz or needs.pointwise_weight
         normed = chain.norm(z, du=need_du, bias=need_bias, norm=needs.norm_weight, heard=needs.strength)
-        if need_du:
-            dz, product = chain.product(z, normed.du, dz=need_dz, weight=needs.pointwise_weight)
+        if normed.du is not None and need_du:
+            dz, dproduct = chain.product(z, normed.du, dz=need_dz, weight=needs.pointwise_weight)
     if need_dz or need_sums:
         windowed = chain.window(
             dz,
             dy=needs.dy,
-            place=needs.place,
+            place=place,
             taps=needs.depthwise_weight,
             blend=needs.strength,
             sums=need_sums,
         )
+    by_window = _finish_windows(chain, normed, windowed, needs)
+    return windowed.dy, *by_window, *_finish_weights(chain, normed, windowed, dproduct, weights, needs)
 
-    dtype = grad_out.dtype
-    result: dict[str, Tensor] = {}
-    if needs.strength:
-        by_bias = (windowed.sums * chain.prepared.norm_bias[: grad_out.shape[2]]).sum(2)
-        by_y = windowed.scalars[..., 2].sum(2)
-        result["strength"] = normed.heard.sum(2) + by_bias - by_y
-    if needs.norm_bias:
-        result["norm_bias"] = (windowed.sums * strength.to(chain.compute)[..., None]).sum((0, 1))
-    if needs.norm_weight:
-        result["norm_weight"] = normed.dnorm.sum(0)
-    if needs.depthwise_weight:
-        result["depthwise_weight"] = windowed.taps.sum((0, 1)).T[:, None]
-    if need_bias:
-        dbias = normed.dbias.sum(0)
-        if needs.pointwise_bias:
-            result["pointwise_bias"] = dbias - dbias.mean()
-        if needs.depthwise_bias:
-            centred = weights.pointwise_weight[..., 0].to(chain.compute)
-            centred = centred - centred.mean(0)
-            result["depthwise_bias"] = (centred * dbias[:, None]).sum(0)
-        if needs.pointwise_weight:
-            total = product.sum(0) + dbias[:, None] * weights.depthwise_bias.to(chain.compute)
-            result["pointwise_weight"] = (total - total.mean(0))[..., None]
-    rest = tuple(result[name].to(dtype) if getattr(needs, name) else None for name in ("strength", *Weights._fields))
-    place = windowed.scalars[..., :2].sum(2) if needs.place else None
-    return Gradients(windowed.dy if needs.dy else None, place, rest)
+
+def _finish_windows(chain: Chain, normed: Normed, windowed: Windowed, needs: Needs) -> Grads:
+    """Gradients of start, ratio and strength."""
+    asked = (needs.start, needs.ratio, needs.strength)
+    like = (chain.source.start, chain.source.ratio, chain.strength)
+    grads = [torch.empty_like(v) if need else None for v, need in zip(like, asked, strict=True)]
+    if windowed.scalars is not None:
+        arguments = {
+            "heard_ptr": chain.spare(normed.heard),
+            "sums_ptr": chain.spare(windowed.sums),
+            "scalars_ptr": windowed.scalars,
+            "norm_bias_ptr": chain.prepared.norm_bias,
+            "dstart_ptr": chain.spare(grads[0]),
+            "dratio_ptr": chain.spare(grads[1]),
+            "dstrength_ptr": chain.spare(grads[2]),
+            "CHUNKS": windowed.scalars.shape[2],
+            "NEED_START": needs.start,
+            "NEED_RATIO": needs.ratio,
+            "NEED_STRENGTH": needs.strength,
+            **chain.sizes(),
+        }
+        config = chain.configuration("finish_windows")
+        pairs = chain.strength.numel()
+        launch(finish_windows, (pairs,), config, arguments, outputs=chain.grad_out.numel() // pairs)
+    return tuple(grads)
+
+
+def _finish_weights(
+    chain: Chain, normed: Normed, windowed: Windowed, dproduct: Tensor | None, weights: Weights, needs: Needs
+) -> Grads:
+    """Gradients of the six weights."""
+    asked = needs[4:]
+    # contiguous whatever the weights are: `torch.compile` is told so
+    grads = [
+        torch.empty(v.shape, dtype=v.dtype, device=v.device) if need else None
+        for v, need in zip(weights, asked, strict=True)
+    ]
+    if any(asked):
+        channels, _, taps = weights.depthwise_weight.shape
+        config = chain.configuration("finish_weights")
+        padded = triton.next_power_of_2(channels)
+        partial = normed.dbias if normed.dnorm is None else normed.dnorm
+        arguments = {
+            "dproduct_ptr": chain.spare(dproduct),
+            "dbias_ptr": chain.spare(normed.dbias),
+            "dnorm_ptr": chain.spare(normed.dnorm),
+            "taps_ptr": chain.spare(windowed.taps),
+            "sums_ptr": chain.spare(windowed.sums),
+            "strength_ptr": chain.strength,
+            "pointwise_weight_ptr": weights.pointwise_weight.contiguous(),
+            "depthwise_bias_ptr": weights.depthwise_bias.contiguous(),
+            **{f"{name}_grad_ptr": chain.spare(grad) for name, grad in zip(Weights._fields, grads, strict=True)},
+            "rows": 0 if partial is None else partial.shape[0],
+            "windows": chain.strength.numel(),
+            "C": channels,
+            "K": taps,
+            **{f"NEED_{name.upper()}": need for name, need in zip(Weights._fields, asked, strict=True)},
+            "PADDED": padded,
+            "COMPUTE": TRITON_TYPE[chain.compute],
+        }
+        programs = triton.cdiv(padded, config.constants["BLOCK_C"]) + 1 + taps
+        share = max(1, chain.grad_out.numel() // programs)  # of the call's elements
+        launch(finish_weights, (programs,), config, arguments, outputs=share)
+    return tuple(grads)
