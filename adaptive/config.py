@@ -152,8 +152,8 @@ class DemoConfig:
     """Everything that `adaptive-window demo` can be told."""
 
     out: Path = flag(Path("demo-out"), "folder for songs, patterns, pictures and metrics")
-    max_steps: PositiveInt = flag(36, "training steps")
-    batch_size: PositiveInt = flag(2, "pairs of clips a step")
+    max_steps: PositiveInt = flag(40, "training steps")
+    batch_size: PositiveInt = flag(1, "pairs of clips a step")
     codec: Literal["auto", "mel", "encodec-24khz", "encodec-32khz"] = flag(
         "auto", "auto is EnCodec 32 kHz where its weights are at hand or can be fetched, else mel"
     )

@@ -110,7 +110,7 @@ class LatentCache:
         """Encode what is not there yet: frames of each good file, and each bad one with its reason."""
         frames: dict[Path, int] = {}
         bad: list[tuple[Path, str]] = []
-        for path in tqdm([Path(path) for path in paths], desc="encoding", unit="file", disable=not progress):
+        for path in tqdm([Path(path) for path in paths], desc="encoding", unit="file", disable=None if progress else True):
             try:
                 frames[path] = self.latents(path).shape[1]
             except AudioError as error:
