@@ -110,7 +110,8 @@ class LatentCache:
         """Encode what is not there yet: frames of each good file, and each bad one with its reason."""
         frames: dict[Path, int] = {}
         bad: list[tuple[Path, str]] = []
-        for path in tqdm([Path(path) for path in paths], desc="encoding", unit="file", disable=None if progress else True):
+        hidden = None if progress else True  # None: hidden where the output is no terminal
+        for path in tqdm([Path(path) for path in paths], desc="encoding", unit="file", disable=hidden):
             try:
                 frames[path] = self.latents(path).shape[1]
             except AudioError as error:
