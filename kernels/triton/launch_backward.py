@@ -50,6 +50,11 @@ class Needs(NamedTuple):
 Grads = tuple[Tensor | None, ...]
 
 
+def _empty(like: Tensor) -> Tensor:
+    """A gradient: contiguous whatever `like` is, as `torch.compile` is told."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
 def windowed_tonality_backward(
     grad_out: Tensor,
     x: Tensor,
@@ -70,7 +75,7 @@ def windowed_tonality_backward(
     weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     if grad_out.numel() == 0:
         inputs = (x, start, ratio, strength, *weights)
-        return tuple(torch.zeros_like(v) if need else None for v, need in zip(inputs, needs, strict=True))
+        return tuple(_empty(v).zero_() if need else None for v, need in zip(inputs, needs, strict=True))
     wanted = Needs(compute_dtype(x.dtype) if needs[0] else None, *needs[1:])
     dy, *rest = _backward(grad_out, Source.of_clips(x, start, ratio), strength, weights, eps, wanted)
     dx = None if dy is None else resample_dx_of(dy, x, start, ratio)
@@ -94,7 +99,7 @@ def tonality_blend_backward(
     weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     if grad_out.numel() == 0:
         inputs = (y, strength, *weights)
-        return tuple(torch.zeros_like(v) if need else None for v, need in zip(inputs, needs, strict=True))
+        return tuple(_empty(v).zero_() if need else None for v, need in zip(inputs, needs, strict=True))
     wanted = Needs(y.dtype if needs[0] else None, False, False, *needs[1:])
     dy, _, _, *rest = _backward(grad_out, Source.of_windows(y), strength, weights, eps, wanted)
     return dy, *rest
@@ -131,7 +136,7 @@ def _finish_windows(chain: Chain, normed: Normed, windowed: Windowed, needs: Nee
     """Gradients of start, ratio and strength."""
     asked = (needs.start, needs.ratio, needs.strength)
     like = (chain.source.start, chain.source.ratio, chain.strength)
-    grads = [torch.empty_like(v) if need else None for v, need in zip(like, asked, strict=True)]
+    grads = [_empty(v) if need else None for v, need in zip(like, asked, strict=True)]
     if windowed.scalars is not None:
         arguments = {
             "heard_ptr": chain.spare(normed.heard),
@@ -158,11 +163,7 @@ def _finish_weights(
 ) -> Grads:
     """Gradients of the six weights."""
     asked = needs[4:]
-    # contiguous whatever the weights are: `torch.compile` is told so
-    grads = [
-        torch.empty(v.shape, dtype=v.dtype, device=v.device) if need else None
-        for v, need in zip(weights, asked, strict=True)
-    ]
+    grads = [_empty(v) if need else None for v, need in zip(weights, asked, strict=True)]
     if any(asked):
         channels, _, taps = weights.depthwise_weight.shape
         config = chain.configuration("finish_weights")
