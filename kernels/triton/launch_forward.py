@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..reference import compute_dtype
+from ..reference import compute_dtype, without_autocast
 from .configurations import Target, configuration
 from .launch import FUSED_CHANNELS, TRITON_TYPE, Prepared, Source, Weights, launch, precision_of, prepare, target_of
 from .resample import resample_dx, resample_forward, resample_position_gradient
@@ -197,7 +197,7 @@ def _transform_in_steps(
     own, block_c = block_t - 2 * halo, config.constants["BLOCK_C"]
     grid = (batch * pairs * triton.cdiv(window, own), triton.cdiv(channels, block_c))
     launch(recompute_windows, grid, config, arguments, outputs=own * block_c)
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z.device.type):
         u = torch.matmul(prepared.pointwise.hi[:channels, :channels], z).add_(prepared.bias[:channels, None])
     config = configuration("norm_blend", target, precision)
     block_t = config.constants["BLOCK_T"]

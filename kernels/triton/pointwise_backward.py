@@ -176,7 +176,7 @@ def wide_norm_backward(
     gu = square
     for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
         c = c0 + j
-        offs = base + c[None, :] * W + t[:, None]
+        offs = base + channel_offsets(c, C, W)[None, :] + t[:, None]
         mask = (t < W)[:, None] & (c < C)[None, :]
         u = tl.load(u_ptr + offs, mask=mask, other=0.0)
         g = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(COMPUTE)
@@ -189,7 +189,7 @@ def wide_norm_backward(
     row = tl.program_id(0).to(tl.int64) * C
     for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
         c = c0 + j
-        offs = base + c[None, :] * W + t[:, None]
+        offs = base + channel_offsets(c, C, W)[None, :] + t[:, None]
         mask = (t < W)[:, None] & (c < C)[None, :]
         u = tl.load(u_ptr + offs, mask=mask, other=0.0)
         g = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(COMPUTE)
