@@ -312,6 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":  # Triton decides at its import: compile in a process without it
         clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         return subprocess.run([sys.executable, "-m", MODULE, *given], env=clean, check=False).returncode
+    if not any(specimen.named(options.only) for specimen in specimens(options.arch)):
+        parser.error(f"no shipped kernel fits {' '.join(options.only)}")
     reports = inspect_all(options.arch, only=options.only)
     print(json.dumps([asdict(report) for report in reports], indent=2) if options.json else table(reports))
     return 0

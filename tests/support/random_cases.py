@@ -45,20 +45,21 @@ class Case:
     @classmethod
     def draw(cls, seed: int) -> Case:
         rng = random.Random(seed)
-        function = rng.choices(list(FUNCTIONS), (3, 1, 1))[0]
+        function = rng.choices(list(FUNCTIONS), (4, 4, 1))[0]
         names = argument_names(function)
-        needs = rng.choice((names, [n for n in names if rng.random() < 0.5], [rng.choice(names)], []))
+        few = [n for n in names if rng.random() < 0.3]
+        needs = rng.choices((names, few, [rng.choice(names)], []), (2, 3, 4, 1))[0]
         layouts = ("plain", "sliced", "transposed", "expanded", "offset")
         return cls(
             seed=seed,
             function=function,
             dtype=rng.choices((torch.float64, torch.float32), (2, 1))[0],
-            batch=rng.choice((1, 1, 2)),
-            pairs=rng.choice((1, 2, 3)),
-            channels=rng.choices((1, 2, 3, 8, 17, 64, 65, 128, 129, 160), (4, 4, 4, 4, 4, 1, 1, 1, 1, 1))[0],
+            batch=rng.choices((1, 2), (3, 1))[0],
+            pairs=rng.choices((1, 2, 3), (3, 2, 1))[0],
+            channels=rng.choices((1, 2, 3, 8, 17, 64, 65, 128, 129, 160), (8, 8, 8, 8, 4, 1, 1, 1, 1, 1))[0],
             frames=rng.choice((1, 2, 3, 7, 16, 33, 61)),
-            window=rng.choices((1, 2, 5, 16, 23, 40, 121, 130), (3, 3, 4, 4, 4, 4, 1, 1))[0],
-            taps=rng.choice((1, 3, 7, 9)),
+            window=rng.choices((1, 2, 5, 16, 23, 40, 121, 130), (6, 6, 8, 8, 8, 4, 1, 1))[0],
+            taps=rng.choices((1, 3, 7, 9), (4, 4, 2, 1))[0],
             layout=rng.choice(layouts),
             grad_layout=rng.choice(layouts),
             absurd=rng.random() < 0.25,
@@ -93,7 +94,7 @@ def laid_out(shape: tuple[int, ...], layout: str, dtype: torch.dtype, generator:
     return view.copy_(values)
 
 
-def places(case: Case, rng: random.Random) -> tuple[Tensor, Tensor]:
+def places(case: Case, rng: random.Random) -> tuple[Tensor, ...]:
     """start and ratio [B, P]: inside, over the edges, on ties, frames piled up, and absurd ones."""
     window, frames = case.window, case.frames
     starts, ratios = [], []
@@ -112,8 +113,8 @@ def places(case: Case, rng: random.Random) -> tuple[Tensor, Tensor]:
             start, ratio = rng.choice(((rng.choice(ABSURD), ratio), (start, rng.choice(ABSURD)), (math.nan, math.inf)))
         starts.append(start)
         ratios.append(ratio)
-    shape = (case.batch, case.pairs)
-    return torch.tensor(starts, dtype=torch.float64).view(shape), torch.tensor(ratios, dtype=torch.float64).view(shape)
+    shape = (case.pairs, case.batch)  # transposed: neither is contiguous
+    return tuple(torch.tensor(values, dtype=case.dtype).view(shape).T for values in (starts, ratios))
 
 
 def arguments(case: Case) -> dict[str, Tensor]:
@@ -127,9 +128,9 @@ def arguments(case: Case) -> dict[str, Tensor]:
     made = {
         "x": laid_out((b, c, t), case.layout, case.dtype, generator),
         "y": laid_out((b, p, c, w), case.layout, case.dtype, generator),
-        "start": start.to(case.dtype),
-        "ratio": ratio.to(case.dtype),
-        "strength": torch.rand(b, p, generator=generator, dtype=torch.float64).to(case.dtype),
+        "start": start,
+        "ratio": ratio,
+        "strength": torch.rand(p, b, generator=generator, dtype=torch.float64).to(case.dtype).T,
         "depthwise_weight": normal(c, 1, case.taps),
         "depthwise_bias": normal(c),
         "pointwise_weight": normal(c, c, 1) / math.sqrt(c),

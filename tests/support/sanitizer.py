@@ -19,8 +19,7 @@ with kernel, line, argument, element and program in the message. Values and resu
 
 Meta tensors have no memory: loads from them give `contents[argument name]` (0 by default), stores are checked and
 dropped. So a launch on tensors of 2³¹ elements and more is checked without allocating them; `programs` then bounds how
-many programs run (the first, the last and some between), and a persistent kernel, one that takes its number of `tiles`,
-runs one tile per program.
+many programs run: the first, the last and some between.
 
 It replaces parts of `triton.runtime.interpreter` while it is open, and is written for Triton 3.6 and 3.8, where those
 parts are the same: `_interpreter` (load, store, atomic_rmw, atomic_cas), `_implicit_cvt`, `GridExecutor.__call__`, and
@@ -105,6 +104,25 @@ def _kernel_line() -> int:
     return frame.f_lineno
 
 
+_ABSENT = object()
+
+
+def _untyped_tuple(self: Any, args: Any, type: Any = None) -> None:
+    self.values = list(args)
+    if type is not None:
+        self.type = type if isinstance(type, tl.core.tuple_type) else tl.core.tuple_type(type)
+
+
+def _type_of_tuple(self: Any) -> Any:
+    if "_type" not in vars(self):
+        self.type = tl.core._type_for_tuple_values(self.values)
+    return vars(self)["_type"]
+
+
+def _set_type_of_tuple(self: Any, type: Any) -> None:
+    vars(self)["_type"] = type
+
+
 class Sanitizer:
     """See the module's docstring.
 
@@ -151,21 +169,27 @@ class Sanitizer:
         for name in ("create_fp_to_si", "create_fp_to_ui"):
             self._replace(builder, name, self._checked_conversion(getattr(builder, name)))
         self._undo += self._fresh.watch_allocations()
-        # Speed, a third of the time: Triton looks through its whole language at every call of a device function, though
-        # the launch has replaced all in it; and it checks for overflow, for an assertion that is switched off.
+        # Speed, half of the time: Triton looks through its whole language at every call of a device function, though the
+        # launch has replaced all in it; it checks for overflow, for an assertion that is switched off; and it works out
+        # the type of every shape, which nobody asks for.
         self._patch_language = interpreter._patch_lang
         self._replace(interpreter, "_patch_lang", self._patch_once)
         quick = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
         self._replace(interpreter.interpreter_builder, "options", quick)
+        self._replace(tl.core.tuple, "__init__", _untyped_tuple)
+        self._replace(tl.core.tuple, "type", property(_type_of_tuple, _set_type_of_tuple))
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._undo:
             owner, name, value = self._undo.pop()
-            setattr(owner, name, value)
+            if value is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
 
     def _replace(self, owner: Any, name: str, value: Any) -> None:
-        self._undo.append((owner, name, getattr(owner, name)))
+        self._undo.append((owner, name, getattr(owner, name, _ABSENT)))
         setattr(owner, name, value)
 
     def __getattr__(self, name: str) -> Any:  # stands in for `interpreter._interpreter`
@@ -204,15 +228,12 @@ class Sanitizer:
         self._patch_once(function)
         try:
             bound = inspect.getcallargs(function, *args, **{k: v for k, v in kwargs.items() if k in names})
-            given = dict(bound)
             for name in names:
                 if name not in executor.constexprs:
                     self._name = name
-                    bound[name] = interpreter._implicit_cvt(given[name])
+                    bound[name] = interpreter._implicit_cvt(bound[name])
             grid = executor.grid(bound) if callable(executor.grid) else executor.grid
             launch.grid = (*grid, *(1,) * (3 - len(grid)))
-            if self.programs is not None and "tiles" in given:
-                launch.grid = (int(given["tiles"]), 1, 1)
             interpreter.interpreter_builder.set_grid_dim(*launch.grid)
             for program in self._chosen(int(np.prod(launch.grid))):
                 launch.program, launch.epoch = program, 0

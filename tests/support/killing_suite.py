@@ -1,0 +1,195 @@
+"""What every mutant of the kernels has to get through: short, and stops at the first thing that is wrong.
+
+    TRITON_INTERPRET=1 PYTHONPATH=tests/support python -m killing_suite
+
+Values against the specification, NaN in all memory that nobody wrote, and the sanitizer, on cases chosen so that each
+line of the kernels matters in at least one: several tiles and programs, channels on both sides of the padding, windows
+over either edge, ratios far below 1, long clips in float32, 16-bit signals, tensors beyond 2³¹ elements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from huge_tensors import HUGE, check_huge_tensors
+from interpreter_bf16 import corrected_arithmetic
+from random_cases import Case, argument_names, arguments, check, laid_out, run
+from sanitizer import Sanitizer
+from torch import Tensor
+
+from adaptive_window.kernels import resample_windows
+
+PLAIN = Case(
+    seed=1,
+    function="windowed_tonality",
+    dtype=torch.float64,
+    batch=2,
+    pairs=2,
+    channels=3,
+    frames=61,
+    window=23,
+    taps=7,
+    layout="plain",
+    grad_layout="plain",
+    absurd=False,
+    needs=frozenset(argument_names("windowed_tonality")),
+)
+
+
+def crafted_cases() -> Iterator[Case]:
+    """Float64 cases; `seed` also decides the places of the windows."""
+
+    def case(function: str, seed: int, needs: list[str] | None = None, **changes: object) -> Case:
+        asked = frozenset(argument_names(function) if needs is None else needs)
+        return dataclasses.replace(PLAIN, function=function, needs=asked, seed=seed, **changes)
+
+    for seed in range(8, 16):
+        yield case("resample_windows", seed, pairs=3, batch=1)
+    yield case("resample_windows", 16, frames=97, window=61, layout="sliced", channels=70, grad_layout="transposed")
+    yield case("resample_windows", 17, frames=1, window=3, layout="transposed")
+    yield case("resample_windows", 18, absurd=True, pairs=3, grad_layout="sliced")
+    yield case("windowed_tonality", 1)
+    yield case("windowed_tonality", 2, frames=97, window=53, taps=9, channels=17, layout="sliced", pairs=1)
+    yield case("windowed_tonality", 3, channels=65, window=5, batch=1, grad_layout="transposed", taps=3)
+    yield case("windowed_tonality", 4, channels=130, window=33, batch=1, pairs=1, layout="transposed", taps=3)
+    yield case("windowed_tonality", 5, absurd=True, taps=3, batch=1)
+    yield case("windowed_tonality", 6, frames=1, window=1, layout="expanded", taps=1)
+    yield case("tonality_blend", 7, layout="transposed", grad_layout="sliced", taps=3, channels=17)
+    yield case("tonality_blend", 19, channels=130, window=9, batch=1, layout="sliced", taps=1)
+    for seed, name in enumerate(("start", "strength", "depthwise_bias", "norm_weight", "norm_bias"), 20):
+        yield case("windowed_tonality", seed, [name], batch=1, taps=3, window=9, frames=16)
+
+
+def check_cases() -> None:
+    for case in crafted_cases():
+        try:
+            check(case)
+        except Exception as error:
+            error.add_note(str(case))
+            raise
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    return ((got.double() - truth).abs().max() / truth.abs().max()).item()
+
+
+def gradients(function: Callable[..., Tensor], values: list[Tensor], window: int, backend: str) -> list[Tensor]:
+    given = [value.detach().clone().requires_grad_() for value in values]
+    out = function(*given, window, backend=backend)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).sin().to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, given, weight)]
+
+
+def check_long_clips() -> None:
+    """Float32 against float64 truth: positions must not be those of float32 arithmetic.
+
+    Those are off by 1/128 of a frame at T = 200,000, and by 1/2048 at T = 12,000 (all of whose samples dx visits). The
+    bounds are a hundredth of that, 1e-5 frames times the steepest slope and the rounding of sums of W·C terms included.
+    """
+    for frames, needs, bound in ((200_000, "start ratio", 1e-4), (12_000, "x", 2e-5)):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 2, frames, generator=generator)
+        start = torch.tensor([[0.75 * frames + 0.3, frames - 99.3, 0.4 * frames + 0.77]])
+        ratio = torch.tensor([[1.3717, 1.0, 0.6113]])
+        values = {"x": x, "start": start, "ratio": ratio}
+        case = dataclasses.replace(PLAIN, function="resample_windows", window=40, needs=frozenset(needs.split()))
+        weight = torch.randn(1, 3, 2, 40, generator=generator)
+        out, grads = run(case, "triton", weight, values)
+        exact, exact_grads = run(case, "reference", weight.double(), {k: v.double() for k, v in values.items()})
+        for name, mine, truth in (("y", out, exact), *((n, g, exact_grads[n]) for n, g in grads.items())):
+            error = relative_error(mine, truth)
+            assert error < bound, f"clip of {frames} frames, {name}: relative error {error:.1e}"
+
+
+def check_sixteen_bits() -> None:
+    """bfloat16 and float16: computed in float32, rounded once.
+
+    So the output is off by half a unit of the last place (2⁻⁸, 2⁻¹¹) and no more, float32 errors being far smaller;
+    gradients likewise, being sums in float32 of the same rounded inputs.
+    """
+    for dtype, half_unit in ((torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)):
+        for function in ("windowed_tonality", "resample_windows", "tonality_blend"):
+            needs = frozenset(argument_names(function))
+            case = dataclasses.replace(PLAIN, function=function, dtype=dtype, needs=needs, batch=1, channels=5, taps=3)
+            values = arguments(case)
+            for name in ("start", "ratio"):  # places are never 16-bit numbers
+                if name in values:
+                    values[name] = values[name].float() + 0.123
+            shape = (case.batch, case.pairs, case.channels, case.window)
+            grad = laid_out(shape, "plain", dtype, torch.Generator().manual_seed(3))
+            with corrected_arithmetic():
+                out, grads = run(case, "triton", grad, values)
+            wide = dataclasses.replace(case, dtype=torch.float64)
+            exact, exact_grads = run(wide, "reference", grad.double(), {k: v.double() for k, v in values.items()})
+            assert out.dtype == dtype
+            # the product's operands are rounded as well: C terms, each of a relative error of 2·half_unit
+            room = 1.0 if function == "resample_windows" else 8.0
+            bound = room * half_unit * exact.abs() + 1e-4 * half_unit + (room - 1) * half_unit
+            assert bool(((out.double() - exact).abs() <= bound).all()), f"{function}, {dtype}: output"
+            for name, value in grads.items():
+                scale = exact_grads[name].abs().max()
+                limit = 2 * half_unit if function == "resample_windows" else 16 * half_unit
+                error = ((value.double() - exact_grads[name]).abs().max() / scale).item()
+                assert error <= limit, f"{function}, {dtype}: gradient of {name} is off by {error:.1e}, of {limit:.1e}"
+
+
+def check_three_products() -> None:
+    """Float32 without TF32, on tensor cores: three bfloat16 products instead of one leave 2⁻¹⁶, not 2⁻⁸.
+
+    Only in the sum of three do the parts that one product drops come back; the bound lies between, 30 times below the
+    error of a single product.
+    """
+    from adaptive_window.kernels.triton.configurations import Target
+    from adaptive_window.kernels.triton.launch import use_target
+
+    case = dataclasses.replace(PLAIN, dtype=torch.float32, batch=1, channels=17, taps=3)
+    values = arguments(case)
+    grad = laid_out((1, case.pairs, case.channels, case.window), "plain", case.dtype, torch.Generator().manual_seed(3))
+    with corrected_arithmetic(), use_target(Target(0, 3, "bf16x3")):
+        out, grads = run(case, "triton", grad, values)
+    wide = {name: value.double() for name, value in values.items()}
+    exact, exact_grads = run(dataclasses.replace(case, dtype=torch.float64), "reference", grad.double(), wide)
+    for name, mine, truth in (("output", out, exact), *((n, g, exact_grads[n]) for n, g in grads.items())):
+        error = relative_error(mine, truth)
+        assert error <= 2.0**-13, f"three products, {name}: relative error {error:.1e}"
+
+
+def check_poisoned_windows() -> None:
+    """NaN in one window's start leaves the others' values and gradients alone."""
+    x = torch.randn(1, 3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = torch.tensor([[4.3173, math.nan, 20.1291]], dtype=torch.float64)
+    ratio = torch.tensor([[1.2037, 1.0, 0.7013]], dtype=torch.float64)
+    got = gradients(resample_windows, [x, start, ratio], 11, "triton")
+    kept = [0, 2]
+    want = gradients(resample_windows, [x, start, ratio], 11, "reference")
+    assert got[0][:, 1].isnan().all()
+    torch.testing.assert_close(got[0][:, kept], want[0][:, kept], rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(got[2:], want[2:], strict=True):
+        torch.testing.assert_close(mine[:, kept], theirs[:, kept], rtol=1e-10, atol=1e-10)
+        assert mine[:, 1].isnan().all()
+
+
+CHECKS = (check_poisoned_windows, check_cases, check_long_clips, check_sixteen_bits, check_three_products)
+
+
+def main() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty gives NaN
+    torch.set_num_threads(1)
+    with Sanitizer() as sanitizer:
+        for run_check in CHECKS:
+            began = time.process_time()
+            run_check()
+            print(f"{run_check.__name__}: {time.process_time() - began:.1f} s", flush=True)
+    for name in HUGE:
+        check_huge_tensors(name, programs=2)
+    print(f"passed: {sanitizer.accesses} memory operations in {sum(sanitizer.launches.values())} launches")
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)
