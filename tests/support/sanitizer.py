@@ -169,9 +169,9 @@ class Sanitizer:
         for name in ("create_fp_to_si", "create_fp_to_ui"):
             self._replace(builder, name, self._checked_conversion(getattr(builder, name)))
         self._undo += self._fresh.watch_allocations()
-        # Speed, half of the time: Triton looks through its whole language at every call of a device function, though the
-        # launch has replaced all in it; it checks for overflow, for an assertion that is switched off; and it works out
-        # the type of every shape, which nobody asks for.
+        # Speed, half of the time: Triton looks through its whole language at every call of a device function, though
+        # the launch has replaced all in it; it checks for overflow, for an assertion that is switched off; and it works
+        # out the type of every shape, which nobody asks for.
         self._patch_language = interpreter._patch_lang
         self._replace(interpreter, "_patch_lang", self._patch_once)
         quick = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
