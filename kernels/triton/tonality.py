@@ -106,11 +106,10 @@ def prepare_weights(
         if PRECISION == "bf16x3":
             tl.store(lo_ptr + offsets, lo)
     else:
-        a = tl.load(
-            pointwise_weight_ptr + row[:, None] * C + row[None, :], mask=real[:, None] & real[None, :], other=0.0
-        ).to(COMPUTE)
+        square = row[:, None] * C + row[None, :]  # Triton wants one type per name across branches: not `a` again
+        whole = tl.load(pointwise_weight_ptr + square, mask=real[:, None] & real[None, :], other=0.0).to(COMPUTE)
         d = tl.load(depthwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE)
-        b = tl.load(pointwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE) + tl.sum(a * d[None, :], 1)
+        b = tl.load(pointwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE) + tl.sum(whole * d[None, :], 1)
         tl.store(vectors_ptr + row, tl.where(real, b - tl.sum(b, 0) / C, 0.0))
         gamma = tl.load(norm_weight_ptr + row, mask=real, other=0.0).to(COMPUTE)
         beta = tl.load(norm_bias_ptr + row, mask=real, other=0.0).to(COMPUTE)
