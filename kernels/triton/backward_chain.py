@@ -181,22 +181,22 @@ class Chain:
             launch(product_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
         return out, None if partial is None else partial.sum(0)
 
-    def places(self, *, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def places(self, *, slopes: bool) -> dict[str, Tensor]:
         """i, f and, if asked for, the slopes of every frame of every window."""
         batch, pairs, _, window = self.grad_out.shape
         config = self.configuration("place_windows")
         block_t = config.constants["BLOCK_T"]
-        index = self.scratch(batch, pairs, window, dtype=torch.int32)
-        fraction = self.scratch(batch, pairs, window)
-        along = self.scratch(2, batch, pairs, window) if slopes else self.spare(None)
+        places = {
+            "index_ptr": self.scratch(batch, pairs, window, dtype=torch.int32),
+            "fraction_ptr": self.scratch(batch, pairs, window),
+            "along_start_ptr": self.spare(self.scratch(batch, pairs, window) if slopes else None),
+            "along_ratio_ptr": self.spare(self.scratch(batch, pairs, window) if slopes else None),
+        }
         arguments = {
             "start_ptr": self.source.start,
             "ratio_ptr": self.source.ratio,
-            "index_ptr": index,
-            "fraction_ptr": fraction,
-            "slopes_ptr": along,
+            **places,
             "T": self.source.tensor.shape[-1],
-            "windows": batch * pairs,
             "W": window,
             "NEED_PLACE": slopes,
             "COMPUTE": TRITON_TYPE[self.compute],
@@ -204,7 +204,7 @@ class Chain:
         programs = batch * pairs * triton.cdiv(window, block_t)
         # each frame is placed for all channels
         launch(place_windows, (programs,), config, arguments, outputs=block_t * self.grad_out.shape[2])
-        return index, fraction, along
+        return places
 
     def window(
         self, dz: Tensor | None, *, dy: torch.dtype | None, place: bool, taps: bool, blend: bool, sums: bool
@@ -221,7 +221,7 @@ class Chain:
             self.scratch(batch, pairs, channels) if sums else None,
             self.scratch(batch, pairs, chunks, 3) if place or blend else None,
         )
-        places = (self.spare(None),) * 3
+        places = dict.fromkeys(("index_ptr", "fraction_ptr", "along_start_ptr", "along_ratio_ptr"), self.strength)
         if self.source.resample and (place or taps or blend):
             places = self.places(slopes=place)
         source = self.source.arguments(pairs)
@@ -229,7 +229,7 @@ class Chain:
             del source[name]
         arguments = {
             **source,
-            **dict(zip(("index_ptr", "fraction_ptr", "slopes_ptr"), places, strict=True)),
+            **places,
             "strength_ptr": self.strength,
             "depthwise_ptr": self.prepared.depthwise,
             "grad_ptr": self.grad_out,
@@ -238,7 +238,6 @@ class Chain:
             "taps_ptr": self.spare(out.taps),
             "sums_ptr": self.spare(out.sums),
             "scalars_ptr": self.spare(out.scalars),
-            "windows": batch * pairs,
             "NEED_DY": dy is not None,
             "NEED_PLACE": place,
             "NEED_TAPS": taps,

@@ -120,9 +120,9 @@ def place_windows(
     ratio_ptr,
     index_ptr,  # out: [B, P, W] int32, i
     fraction_ptr,  # out: [B, P, W], f
-    slopes_ptr,  # out: [2, B, P, W], ∂p/∂start and ∂p/∂ratio
+    along_start_ptr,  # out: [B, P, W], ∂p/∂start
+    along_ratio_ptr,  # out: [B, P, W], ∂p/∂ratio
     T,
-    windows,  # B·P
     W: tl.constexpr,
     NEED_PLACE: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -141,16 +141,17 @@ def place_windows(
     tl.store(fraction_ptr + offsets, w1, mask=t < W)
     if NEED_PLACE:
         along_start, along_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
-        tl.store(slopes_ptr + offsets, along_start, mask=t < W)
-        tl.store(slopes_ptr + windows.to(tl.int64) * W + offsets, along_ratio, mask=t < W)
+        tl.store(along_start_ptr + offsets, along_start, mask=t < W)
+        tl.store(along_ratio_ptr + offsets, along_ratio, mask=t < W)
 
 
 @triton.jit
 def window_backward(
     source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
-    index_ptr,  # this and the next two as `place_windows` leaves them
+    index_ptr,  # this and the next three as `place_windows` leaves them
     fraction_ptr,
-    slopes_ptr,
+    along_start_ptr,
+    along_ratio_ptr,
     strength_ptr,  # [B, P]
     depthwise_ptr,  # [K, PADDED]
     grad_ptr,  # [B, P, C, W]
@@ -159,7 +160,6 @@ def window_backward(
     taps_ptr,  # out: [B, P, K, C], partial depthwise weight gradients
     sums_ptr,  # out: [B, P, C], Σ_t g
     scalars_ptr,  # out: [B, P, chunks, 3], partial dstart, dratio and Σ g·y
-    windows,  # B·P
     stride_b,
     stride_p,
     P: tl.constexpr,
@@ -207,8 +207,8 @@ def window_backward(
         source_ptr += (pair - b * P).to(tl.int64) * stride_p
     index_ptr += pair.to(tl.int64) * W
     fraction_ptr += pair.to(tl.int64) * W
-    slopes_ptr += pair.to(tl.int64) * W
-    along_ratio_ptr = slopes_ptr + windows.to(tl.int64) * W
+    along_start_ptr += pair.to(tl.int64) * W
+    along_ratio_ptr += pair.to(tl.int64) * W
     channel = channel_offsets(c, C, W)[None, :]
     source_channel = channel_offsets(c, C, STRIDE_C)[None, :]
     base = pair.to(tl.int64) * (C * W)
@@ -261,7 +261,7 @@ def window_backward(
                 tl.store(dy_ptr + offsets, dy.to(dy_ptr.dtype.element_ty), mask=mask)
             if NEED_PLACE:
                 by_p = fold_channels(dy * (x1 - x0), COLUMNS, BLOCK_T, BLOCK_C)
-                by_start += by_p * tl.load(slopes_ptr + t, mask=own, other=0.0)[:, None]
+                by_start += by_p * tl.load(along_start_ptr + t, mask=own, other=0.0)[:, None]
                 by_ratio += by_p * tl.load(along_ratio_ptr + t, mask=own, other=0.0)[:, None]
     scalars = scalars_ptr + (pair.to(tl.int64) * tl.num_programs(1) + chunk) * 3
     if NEED_PLACE:
