@@ -1,0 +1,236 @@
+"""The operators as citizens of PyTorch: schema, fakes, torch.compile, what is saved, what is refused, CUDA graphs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from window_cases import EPS, arguments
+
+from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
+
+pytest.importorskip("triton")
+from adaptive_window.kernels.autograd import ops  # with their gradient rules
+from adaptive_window.kernels.triton.launch import record_launches
+
+W = 9
+
+
+def values(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [v.to(dtype) for v in arguments(23, (3.3137, -4.2931), (1.1172, 0.6172), 3, 3)]
+
+
+def blend_values() -> list[Tensor]:
+    return [torch.randn(2, 2, 3, W, dtype=torch.float64), *values()[3:]]
+
+
+def resample(x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
+    return resample_windows(x, start, ratio, W, backend="triton")
+
+
+def blend(*all_values: Tensor) -> Tensor:
+    return tonality_blend(*all_values, eps=EPS, backend="triton")
+
+
+def fused(*all_values: Tensor) -> Tensor:
+    return windowed_tonality(*all_values, W, eps=EPS, backend="triton")
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
+    "resample_windows": (resample, lambda: values()[:3]),
+    "tonality_blend": (blend, blend_values),
+    "windowed_tonality": (fused, values),
+}
+NUMBERS: dict[str, tuple[Any, ...]] = {
+    "resample_windows": (W,),
+    "tonality_blend": (EPS,),
+    "windowed_tonality": (W, EPS),
+}
+
+
+def operator_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Forward operators with arguments that need gradients, backward ones with every other gradient asked for."""
+    torch.manual_seed(1)
+    cases = {}
+    for name, (_, make) in FUNCTIONS.items():
+        plain = make()
+        leaves = [v.clone().requires_grad_() for v in plain]
+        cases[name] = (getattr(ops, name), (*leaves, *NUMBERS[name]))
+        grad_out = torch.randn(2, 2, 3, W, dtype=torch.float64)
+        numbers = () if name == "resample_windows" else NUMBERS[name]
+        needs = [n % 2 == 0 for n in range(len(plain))]
+        cases[f"{name}_backward"] = (getattr(ops, f"{name}_backward"), (grad_out, *plain, *numbers, needs))
+    return cases
+
+
+@pytest.mark.parametrize("name", operator_cases())
+def test_opcheck(name: str, device: torch.device) -> None:
+    operator, given = operator_cases()[name]
+    moved = tuple(v.detach().to(device).requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v for v in given)
+    torch.library.opcheck(operator._opoverload, moved)
+
+
+@pytest.mark.parametrize("name", operator_cases())
+@pytest.mark.parametrize("layout", ["plain", "transposed", "expanded"])
+def test_fakes_tell_the_truth(name: str, layout: str, device: torch.device) -> None:
+    """Shape, stride, dtype and device of every result, foretold and found."""
+    change: dict[str, Callable[[Tensor], Tensor]] = {
+        "plain": lambda v: v,
+        "transposed": lambda v: v.transpose(0, -1).contiguous().transpose(0, -1),
+        "expanded": lambda v: v[..., :1].expand_as(v),
+    }
+    operator, given = operator_cases()[name]
+    given = tuple(change[layout](v.detach().to(device)) if isinstance(v, Tensor) else v for v in given)
+    with FakeTensorMode() as mode:
+        fakes = tuple(mode.from_tensor(v) if isinstance(v, Tensor) else v for v in given)
+        foretold = operator(*fakes)
+    found = operator(*given)
+    foretold, found = ([v] if isinstance(v, Tensor) else v for v in (foretold, found))
+    assert len(found) == len(foretold) > 0
+    for a, b in zip(found, foretold, strict=True):
+        assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+    storages = [v.untyped_storage().data_ptr() for v in (*found, *(v for v in given if isinstance(v, Tensor)))]
+    assert len(set(storages[: len(found)])) == len(found)
+    assert not set(storages[: len(found)]) & set(storages[len(found) :])
+
+
+def gradients(function: Callable[..., Tensor], given: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    leaves = [v.detach().clone().requires_grad_(need) for v, need in zip(given, needs, strict=True)]
+    return torch.autograd.grad(function(*leaves).sin().sum(), [v for v in leaves if v.requires_grad])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph(name: str, dynamic: bool, device: torch.device) -> None:
+    torch.compiler.reset()
+    function, make = FUNCTIONS[name]
+    given = [v.to(device) for v in make()]
+    needs = [n < 2 for n in range(len(given))]
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    with record_launches() as plain:
+        wanted = gradients(function, given, needs)
+    with record_launches() as traced:
+        got = gradients(compiled, given, needs)
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=0, atol=0)
+    # frozen weights cost nothing in a compiled backward either
+    assert [one.name for one in traced] == [one.name for one in plain]
+
+
+def test_compiles_inside_a_module(device: torch.device) -> None:
+    from adaptive_window.model.tonality import TonalityReducer
+
+    torch.compiler.reset()
+    module = TonalityReducer(encoding_dim=4, kernel_size=3, backend="triton").to(device)
+    y, strength = torch.randn(2, 3, 4, 11, device=device), torch.rand(2, 3, device=device)
+    wanted = module(y, strength)
+    got = torch.compile(module, fullgraph=True, backend="aot_eager")(y, strength)
+    assert torch.equal(got, wanted)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(y, strength), wanted)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_only_inputs_are_saved(name: str, device: torch.device) -> None:
+    function, make = FUNCTIONS[name]
+    leaves = [v.to(device).clone().requires_grad_() for v in make()]
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: saved.append(v) or v, lambda v: v):
+        function(*leaves)
+    assert {v.data_ptr() for v in saved} == {v.data_ptr() for v in leaves}
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_second_derivative(self, name: str, device: torch.device) -> None:
+        function, make = FUNCTIONS[name]
+        leaves = [v.to(device).clone().requires_grad_() for v in make()]
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        with pytest.raises(NotImplementedError, match=r"no second derivative.*backend='reference'"):
+            sum(g.square().sum() for g in first).backward()
+
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_forward_mode(self, name: str, device: torch.device) -> None:
+        function, make = FUNCTIONS[name]
+        given = tuple(v.to(device) for v in make())
+        for n in range(len(given)):
+            tangents = tuple(torch.ones_like(v) if m == n else torch.zeros_like(v) for m, v in enumerate(given))
+            with pytest.raises(NotImplementedError, match=r"no forward-mode derivative.*backend='reference'"):
+                torch.func.jvp(function, given, tangents)
+
+    @pytest.mark.parametrize("name", FUNCTIONS)
+    def test_vmap_is_a_loop_or_an_error(self, name: str, device: torch.device) -> None:
+        """PyTorch runs an operator without a batching rule once per element; torch.func.grad of it raises."""
+        function, make = FUNCTIONS[name]
+        first, *rest = (v.to(device) for v in make())
+        both = torch.stack((first, first.flip(0)))
+        got = torch.vmap(lambda v: function(v, *rest))(both)
+        assert torch.equal(got, torch.stack([function(v, *rest) for v in both]))
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.func.grad(lambda v: function(v, *rest).sum())(first)
+
+    def test_too_many_frames(self) -> None:
+        x = torch.zeros(1, 1, 1).expand(1, 1, 2**24)
+        place = torch.ones(1, 1)
+        with pytest.raises(ValueError, match=r"x must have fewer than 2²⁴ frames.*\[1, 1, 16777216\]"):
+            resample_windows(x, place, place, 4, backend="triton")
+        with pytest.raises(ValueError, match=r"window must be less than 2²⁴ frames.*16777216"):
+            resample_windows(x[..., :5], place, place, 2**24, backend="triton")
+
+
+def test_changing_an_input_before_backward_is_noticed(device: torch.device) -> None:
+    x, start, ratio = (v.to(device) for v in values()[:3])
+    out = resample(x, start.requires_grad_(), ratio)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.gpu
+class TestDevice:
+    def leaves(self, device: torch.device) -> list[Tensor]:
+        return [v.to(device, torch.float32).requires_grad_() for v in values()]
+
+    def test_nothing_waits(self, device: torch.device) -> None:
+        leaves = self.leaves(device)
+        fused(*leaves).sum().backward()  # compiled once
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            fused(*leaves).sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_in_a_graph(self, device: torch.device) -> None:
+        leaves = self.leaves(device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                wanted = torch.autograd.grad(fused(*leaves).sum(), leaves)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = torch.autograd.grad(fused(*leaves).sum(), leaves)
+        for g in got:
+            g.fill_(float("nan"))
+        graph.replay()
+        assert all(torch.equal(g, w) for g, w in zip(got, wanted, strict=True))
+
+    def test_on_the_current_stream(self, device: torch.device) -> None:
+        leaves = [v.detach() for v in self.leaves(device)]
+        wanted = fused(*leaves)
+        stream = torch.cuda.Stream()
+        x = torch.zeros_like(leaves[0])
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            x.copy_(leaves[0])
+            got = fused(x, *leaves[1:])
+        stream.synchronize()
+        assert torch.equal(got, wanted)
