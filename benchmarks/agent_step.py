@@ -1,6 +1,6 @@
 """Seconds per training step and peak memory: this agent against the structure it replaces, side by side.
 
-    python benchmarks/agent_step.py
+    python benchmarks/agent_step.py --batch 8
 
 Both have the same weights and get the same batch. `original` composes one pair after the other, cuts windows sample by
 sample with `F.interpolate` and uses `nn.TransformerEncoder` (tests/support/original_agent.py). A step is forward, the
@@ -8,8 +8,9 @@ mean of outputs² plus the mean of the losses, and backward; no optimizer. Befor
 same whole-frame windows in eval mode and must agree.
 
 Each variant runs in a process of its own, one after the other, in several rounds; seconds are the best of all steps
-(other work on the machine only ever adds), memory the process's largest resident set (`ru_maxrss`), which includes
-PyTorch itself: `idle` is what a process holds before its first step.
+(other work on the machine only ever adds). Memory on a CPU is the process's largest resident set (`ru_maxrss`), which
+includes PyTorch itself (`idle` is what a process holds before its first step); on CUDA it is what PyTorch allocated.
+Counted in one more step: values that the host waits for, and on CUDA kernels launched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import torch
+from harness import host_syncs, launches, machine
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
@@ -69,32 +71,49 @@ def check_parity(size: int, frames: int, window: int) -> float:
     return max(difference.item(), (agent_loss(terms.mean(0)) - torch.stack(losses)).abs().max().item())
 
 
-def peak_memory() -> int:
+def peak_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def run_steps(variant: str, size: int, frames: int, window: int, steps: int) -> dict[str, object]:
-    agent, (x, y) = build(variant, window), batch(size, frames)
-    idle, wall, cpu = peak_memory(), [], []
-    for _ in range(steps):
+def run_steps(options: argparse.Namespace) -> dict[str, object]:
+    device = options.device
+    agent = build(options.variant, options.window).to(device)
+    x, y = (clip.to(device) for clip in batch(options.batch, options.frames))
+
+    def step() -> None:
         agent.zero_grad(set_to_none=True)
-        began, began_cpu = time.perf_counter(), time.process_time()
         outputs, losses, _ = agent(x, y)
         (torch.stack(losses).mean() + sum(o.square().mean() for o in outputs)).backward()
+
+    def finished() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    idle, wall, cpu = peak_memory(device), [], []
+    for _ in range(options.steps):
+        finished()
+        began, began_cpu = time.perf_counter(), time.process_time()
+        step()
+        finished()
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - began_cpu)
-        del outputs, losses
-    return {"idle": idle, "peak": peak_memory(), "wall": wall, "cpu": cpu}
+    peak = peak_memory(device)  # before the counting below, which has a memory of its own
+    counted = {"host_syncs": host_syncs(step, device), "launches": launches(step) if device == "cuda" else None}
+    return {"idle": idle, "peak": peak, "wall": wall, "cpu": cpu, "counted": counted}
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, object]]:
-    results: dict[str, dict[str, list[float]]] = {
-        name: {"idle": [], "peak": [], "wall": [], "cpu": []} for name in VARIANTS
+    results: dict[str, dict[str, list]] = {
+        name: {"idle": [], "peak": [], "wall": [], "cpu": [], "counted": []} for name in VARIANTS
     }
     for round_number in range(options.rounds):
         for variant in VARIANTS if round_number % 2 == 0 else VARIANTS[::-1]:
             command = [sys.executable, __file__, "--variant", variant]
-            command += [f"--{name}={getattr(options, name)}" for name in ("batch", "frames", "window", "steps")]
+            command += [
+                f"--{name}={getattr(options, name)}" for name in ("batch", "frames", "window", "steps", "device")
+            ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             for key, value in json.loads(done.stdout).items():
                 results[variant][key] += value if isinstance(value, list) else [value]
@@ -105,13 +124,14 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, object]]:
             "peak_mib": max(r["peak"]) / MIB,
             "idle_mib": max(r["idle"]) / MIB,
             "all_seconds": r["wall"],
+            **r["counted"][0],
         }
         for name, r in results.items()
     }
 
 
 def report(results: dict[str, dict[str, object]], options: argparse.Namespace, parity: float) -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch {options.batch}, 3 pairs, "
+    print(f"torch {torch.__version__}, {machine(options.device)['device']}, batch {options.batch}, 3 pairs, "
           f"{options.frames} -> {options.window} frames, float32, training mode")  # fmt: skip
     print(f"parity in eval mode at whole-frame windows: {parity:.1e} (relative)")
     rows = [
@@ -119,11 +139,13 @@ def report(results: dict[str, dict[str, object]], options: argparse.Namespace, p
         ("CPU s/step (best)", "cpu_seconds_per_step", "{:.2f}"),
         ("peak memory, MiB", "peak_mib", "{:.0f}"),
         ("idle memory, MiB", "idle_mib", "{:.0f}"),
+        ("host syncs/step", "host_syncs", "{}"),
+        ("launches/step", "launches", "{}"),
     ]
     print(f"{'':22}{'original':>10}{'ours':>10}{'ratio':>8}")
     for title, key, form in rows:
         a, b = (results[name][key] for name in VARIANTS)
-        print(f"{title:22}{form.format(a):>10}{form.format(b):>10}{b / a:>8.2f}")  # type: ignore[operator]  # floats
+        print(f"{title:22}{form.format(a):>10}{form.format(b):>10}{f'{b / a:.2f}' if a and b else '-':>8}")  # type: ignore[operator]
 
 
 def main() -> None:
@@ -133,11 +155,12 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=800, help="W, frames of each window")
     parser.add_argument("--steps", type=int, default=4, help="steps per process")
     parser.add_argument("--rounds", type=int, default=2, help="processes per variant")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:  # a child: one variant, figures on stdout
-        print(json.dumps(run_steps(options.variant, options.batch, options.frames, options.window, options.steps)))
+        print(json.dumps(run_steps(options)))
         return
     parity = check_parity(1, options.frames, options.window)
     if not parity < 1e-4:  # float32 through four transformer layers; NaN fails too

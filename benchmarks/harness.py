@@ -1,0 +1,214 @@
+"""Timing, counting and memory: how a call is measured on a CPU and on a CUDA device."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MOST = 200  # repetitions, whatever the time allowed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median, the middle half's ends, the best, and of how many repetitions."""
+
+    median: float
+    low: float
+    high: float
+    best: float
+    repetitions: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        ordered = sorted(seconds)
+        low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
+        return cls(statistics.median(ordered), low, high, ordered[0], len(ordered))
+
+    def describe(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class _Flush:
+    """Writes through the last-level cache, so that no repetition finds its inputs there."""
+
+    def __init__(self) -> None:
+        size = 2 * torch.cuda.get_device_properties(0).L2_cache_size
+        self.buffer = torch.empty(max(size, 2**26), dtype=torch.int8, device="cuda")
+
+    def __call__(self) -> None:
+        self.buffer.zero_()
+
+
+def _cuda_seconds(call: Callable[[], object], flush: _Flush) -> float:
+    flush()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _cpu_seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def time_calls(
+    calls: dict[str, Callable[[], object]],
+    device: str,
+    seconds: float,
+    prepare: dict[str, Callable[[], object]] | None = None,
+    fewest: int = 5,
+) -> dict[str, Timing]:
+    """Times all calls in turn, round after round, for about `seconds` in total: a busy moment hits every one alike.
+
+    `prepare[name]` runs before each repetition of a call, untimed. Two rounds warm up, and at least `fewest` are timed.
+    """
+    flush = _Flush() if device == "cuda" else None
+    prepare = prepare or {}
+
+    def once(name: str) -> float:
+        if name in prepare:
+            prepare[name]()
+        return _cuda_seconds(calls[name], flush) if flush is not None else _cpu_seconds(calls[name])
+
+    for _ in range(min(2, fewest)):
+        for name in calls:
+            once(name)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    began = time.perf_counter()
+    for done in range(MOST):
+        if done >= fewest and time.perf_counter() - began > seconds:
+            break
+        for name in calls:
+            samples[name].append(once(name))
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def capture(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph's replay; raises RuntimeError where it cannot be captured (it waits for the device)."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    kept = []  # outputs live in the graph's memory
+    try:
+        with torch.cuda.graph(graph):
+            kept.append(call())
+    except Exception as error:
+        torch.cuda.synchronize()
+        raise RuntimeError(f"no CUDA graph: {str(error).splitlines()[0]}") from error
+    return graph.replay
+
+
+class _CountScalars(TorchDispatchMode):
+    """Counts values fetched by the host: `.item()`, `int(...)`, `bool(...)` of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
+        self.count += func.overloadpacket is torch.ops.aten._local_scalar_dense
+        return func(*args, **(kwargs or {}))
+
+
+def host_syncs(call: Callable[[], object], device: str) -> int:
+    """How often the host asks for a value: on CUDA all synchronizing operations, on a CPU scalars fetched."""
+    if device != "cuda":
+        with _CountScalars() as counter:
+            call()
+        return counter.count
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("synchronizing" in str(w.message) for w in caught)
+
+
+def launches(call: Callable[[], object]) -> int | None:
+    """Kernels, copies and fills that a call puts on the device; None where the profiler sees none."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in profiler.events()) or None
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """The most memory that tensors made by the call take at any time, its inputs not counted.
+
+    On a CPU the sum of PyTorch's allocations as its profiler records them: a library's own scratch is not among them.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def set_tf32(on: bool) -> None:
+    """float32 products of convolutions and matrices on CUDA: TF32 or exact."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if on else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if on else "ieee"
+
+
+def machine(device: str) -> dict[str, object]:
+    """What a figure is worthless without."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as lines:
+            cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {torch.get_num_threads()} threads",
+        "kind": device,
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "triton": triton_version,
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+    }

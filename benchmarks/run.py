@@ -1,0 +1,201 @@
+"""Every benchmark in one command; on a CPU or a CUDA device.
+
+    python benchmarks/run.py                          # a few minutes on two cores; without a GPU, the static table too
+    python benchmarks/run.py --quick                  # under a minute: does everything work
+    python benchmarks/run.py --parts ops --batch 1 8 32 64 --dtypes float32 tf32 bfloat16 --frame-rates 50 75
+    python benchmarks/run.py --json results.json      # for benchmarks/report.py
+
+Parts:
+    ops       the providers side by side (providers.py): parity, then forward, backward and both
+    step      a whole training step of the agent against the original's structure (agent_step.py)
+    scaling   cost against B, P, T, W and C (scaling.py)
+    codec     compressing latents against decode, stretch, encode (codec_claim.py); needs encodec and torchaudio
+    static    for the kernels, without a GPU: what the compiler made of them, and a model of their time (roofline.py)
+
+A provider whose values or gradients fail the parity check has no time printed. The exit code is 1 where ours fails it
+or a part that was asked for breaks, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is loaded by path
+from harness import machine, set_tf32
+from operations import compare, table
+from providers import BASELINE, PROVIDERS, Case, ours
+from roofline import ASSUMED, copy_rate, inspect_kernels, model, static_table
+
+PARTS = ("ops", "step", "scaling", "codec", "static")
+SIZES = {50: (1200, 800), 75: (1800, 1200)}  # frames per second: T of 24 s, W of 16 s
+DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """Every batch size at the first dtype and rate, then every other dtype and rate at the largest batch."""
+    largest = max(options.batch)
+    chosen = [(b, options.dtypes[0], options.frame_rates[0]) for b in options.batch]
+    chosen += [(largest, dtype, options.frame_rates[0]) for dtype in options.dtypes[1:]]
+    chosen += [(largest, dtype, rate) for rate in options.frame_rates[1:] for dtype in options.dtypes]
+    if options.all_combinations:
+        chosen = [(b, d, r) for r in options.frame_rates for d in options.dtypes for b in options.batch]
+    return [
+        Case(
+            batch,
+            frames=SIZES[rate][0],
+            window=SIZES[rate][1],
+            dtype="float32" if dtype == "tf32" else dtype,
+            tf32=dtype == "tf32",
+            device=options.device,
+        )
+        for batch, dtype, rate in chosen
+    ]
+
+
+def run_ops(options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    results["copy_bytes_per_s"] = copy = copy_rate(options.device)
+    print(f"device copy, read plus written: {copy / 1e9:.1f} GB/s")
+    results["ops"], good = [], True
+    for case in cases(options):
+        rows = compare(case, options.providers, options.seconds, copy, fewest=1 if options.quick else 5)
+        print(f"\n{case.title}\n{table(rows)}", flush=True)
+        results["ops"] += rows
+        good &= all("seconds" in r for r in rows if r["provider"] == ours(options.device))
+    set_tf32(False)
+    return good
+
+
+def run_step(options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    results["step"] = []
+    here = Path(__file__).resolve().parent
+    for batch in options.step_batch:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "step.json"
+            command = [sys.executable, str(here / "agent_step.py"), "--device", options.device, "--json", str(path)]
+            command += ["--batch", str(batch), "--steps", str(options.steps), "--rounds", str(options.rounds)]
+            if subprocess.run(command, check=False).returncode != 0:
+                return False
+            results["step"].append({"batch": batch, **json.loads(path.read_text())})
+    return True
+
+
+def run_scaling(options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    import scaling
+
+    base = Case(8 if options.device == "cuda" else 2, device=options.device)
+    if options.quick:
+        base = Case(1, channels=16, frames=300, window=160, device=options.device)
+    providers = [ours(options.device)] if options.quick else [BASELINE, ours(options.device)]
+    results["scaling"] = scaling.measure(base, providers, options.axes, options.seconds / 5)
+    return all(ours(options.device) in curves for curves in results["scaling"]["axes"].values())
+
+
+def run_codec(options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    import codec_claim
+
+    try:
+        results["codec"] = codec_claim.measure(options.device, options.seconds, 1 if options.quick else 3)
+    except ImportError as error:
+        print(f"not run: {error} (pip install -e '.[encodec]')")
+        results["codec"] = {"note": f"not run: {error}"}
+    return True
+
+
+def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    from adaptive_window.kernels.inspect import NOMINAL
+
+    only = ("windowed_tonality forward", "float32") if options.quick else ()
+    rows = model(inspect_kernels(options.arch, only), NOMINAL)
+    sizes = ", ".join(f"{k}={v}" for k, v in NOMINAL.items())
+    print(f"A MODEL, not a measurement: sm_{options.arch} at {sizes}, per stream. Assumed: {ASSUMED['processors']} "
+          f"processors at {ASSUMED['clock_hz'] / 1e9:.3f} GHz, {ASSUMED['bytes_per_s'] / 1e12:.1f} TB/s; the larger of "
+          "issue and memory time, without launches, caches or latency.")  # fmt: skip
+    print(static_table(rows))
+    results["static"] = {
+        "arch": options.arch,
+        "assumed": ASSUMED,
+        "nominal": NOMINAL,
+        "rows": [vars(row) | {"bound_us": row.bound_us} for row in rows],
+    }
+    return True
+
+
+RUNNERS = {"ops": run_ops, "step": run_step, "scaling": run_scaling, "codec": run_codec, "static": run_static}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, help="default: ops step codec, and static without a GPU; scaling on CUDA")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    add("--batch", type=int, nargs="+", help="default: 1 8, and 32 64 on CUDA")
+    add("--dtypes", nargs="+", choices=DTYPES, help="default: float32, and tf32 bfloat16 on CUDA")
+    add("--frame-rates", type=int, nargs="+", choices=tuple(SIZES), default=[50], help="50 (1200 -> 800), 75")
+    add("--all-combinations", action="store_true", help="of batch, dtypes and frame rates, not only along each")
+    add("--providers", nargs="+", choices=tuple(PROVIDERS), metavar="NAME", help=f"of {', '.join(PROVIDERS)}")
+    add("--axes", nargs="+", choices=tuple("BPTWC"), default=list("BPTWC"), help="of the part scaling")
+    add("--step-batch", type=int, nargs="+", help="batch sizes of the part step; default 8, on CUDA 16")
+    add("--steps", type=int, default=4, help="of the part step, per process")
+    add("--rounds", type=int, default=1, help="of the part step, processes per variant")
+    add("--seconds", type=float, default=10.0, help="of timing per case, all its providers together")
+    add("--arch", type=int, choices=(90, 80), default=90, help="of the part static")
+    add("--threads", type=int, help="PyTorch's threads on the CPU")
+    add("--quick", action="store_true", help="the smallest run of everything chosen: its times mean nothing")
+    add("--json", type=Path, help="write the results here")
+    options = parser.parse_args(arguments)
+    cuda = options.device == "cuda"
+    options.batch = options.batch or ([1, 8, 32, 64] if cuda else [1, 8])
+    options.dtypes = options.dtypes or (["float32", "tf32", "bfloat16"] if cuda else ["float32"])
+    options.parts = options.parts or (
+        ["ops", "step", "scaling", "codec"] if cuda else ["ops", "step", "codec", "static"]
+    )
+    options.step_batch = options.step_batch or ([16] if cuda else [8])
+    options.providers = options.providers or list(PROVIDERS)
+    if options.quick:
+        options.batch, options.seconds, options.steps, options.step_batch = options.batch[:1], 0.5, 1, [1]
+        options.axes = options.axes[:1]
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    warnings.filterwarnings("ignore", message=".*Profiler clears events.*")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes of the part step
+    results: dict[str, Any] = {"schema": 1, "machine": machine(options.device), "quick": options.quick}
+    print(", ".join(f"{key} {value}" for key, value in results["machine"].items() if value is not None))
+    broken = []
+    for part in options.parts:
+        print(f"\n== {part} ==", flush=True)
+        began = time.perf_counter()
+        try:
+            good = RUNNERS[part](options, results)
+        except Exception as error:  # one part failing must not lose the others; the exit code tells
+            print(f"{part} failed: {type(error).__name__}: {error}")
+            results.setdefault("failed", {})[part] = f"{type(error).__name__}: {error}"
+            good = False
+        broken += [] if good else [part]
+        print(f"({part}: {time.perf_counter() - began:.0f} s)", flush=True)
+        if options.json:  # after every part: a run that is cut short keeps what it has
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if broken:
+        print(f"\nnot good: {', '.join(broken)}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
