@@ -29,7 +29,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +136,8 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _load_order(ttgir: str, launch: Launch) -> list[int] | str | None:
-    signals = {name for name, value in launch.arguments.items() if isinstance(value, torch.Tensor) and value.dim() >= 3}
+    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
+    signals = {name for name, value in tensors.items() if value.dim() >= 3 and value.shape[-1] >= NOMINAL["W"]}
     orders = {load.order for load in loads(ttgir) if load.argument in signals}
     if len(orders) > 1:
         return "mixed"
@@ -237,12 +238,12 @@ def _nominal_calls(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 
 def specimens(arch: int) -> list[Specimen]:
-    """Every distinct launch of every public function, forward and backward, in every dtype and precision."""
+    """Every launch of every public function, forward and backward, in every dtype and precision."""
     from .triton.configurations import PRECISIONS, Target
     from .triton.launch import record_launches, use_target
 
     elements = NOMINAL["B"] * NOMINAL["P"] * NOMINAL["C"] * NOMINAL["W"]
-    distinct: dict[tuple[Any, ...], Specimen] = {}
+    found = []
     for dtype, precisions in PRECISIONS.items():
         for precision in precisions:
             if precision == "ieee":  # the interpreter's
@@ -250,10 +251,8 @@ def specimens(arch: int) -> list[Specimen]:
             for op, call in _nominal_calls(getattr(torch, dtype)).items():
                 with use_target(Target(arch, PROCESSORS, precision)), record_launches() as launches:
                     call()
-                for launch in launches:
-                    specimen = Specimen(op, dtype, precision, elements, launch)
-                    distinct.setdefault(specimen.key(), specimen)
-    return list(distinct.values())
+                found += [Specimen(op, dtype, precision, elements, launch) for launch in launches]
+    return found
 
 
 def _one(arch: int, index: int) -> Report:
@@ -267,9 +266,11 @@ def inspect_all(arch: int, *, only: Sequence[str] = ()) -> list[Report]:
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set: kernels are interpreted in this process, and cannot be compiled")
-    wanted = [n for n, specimen in enumerate(specimens(arch)) if specimen.named(only)]
+    wanted = [(n, specimen) for n, specimen in enumerate(specimens(arch)) if specimen.named(only)]
+    first = {specimen.key(): n for n, specimen in reversed(wanted)}  # many launches compile to the same code
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_one, [arch] * len(wanted), wanted))
+        done = dict(zip(first, pool.map(_one, [arch] * len(first), first.values()), strict=True))
+    return [replace(done[s.key()], op=s.op, dtype=s.dtype, precision=s.precision) for _, s in wanted]
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -33,6 +33,13 @@ class Huge:
     start: float = 0.0
     ratio: float = 1.0
     without: frozenset[str] = frozenset()  # kernels that are left out
+    channels_last: bool = False  # of y and the gradient
+
+    def windows(self, dtype: torch.dtype) -> Tensor:
+        b, p, c, w = self.batch, self.pairs, self.channels, self.window
+        if self.channels_last:
+            return torch.empty(b, p, w, c, dtype=dtype, device="meta").transpose(2, 3)
+        return torch.empty(b, p, c, w, dtype=dtype, device="meta")
 
     def clip(self, dtype: torch.dtype) -> Tensor:
         sizes = (self.batch, self.channels, self.frames)
@@ -50,7 +57,7 @@ HUGE = {
     # left out: what would take for ever in the interpreter; others form the same offsets
     "many windows": Huge(1 << 17, 4, 64, 100, 80, start=20.0, without=SUMMING),
     "long windows": Huge(2, 1, 70, 50, (1 << 24) - 1, ratio=1e-6, without=WALKING),
-    "long windows, many channels": Huge(1, 1, 130, 50, (1 << 24) - 1, ratio=1e-6, without=WALKING),
+    "long windows, many channels": Huge(1, 1, 130, 50, (1 << 24) - 1, ratio=1e-6, without=WALKING, channels_last=True),
 }
 
 
@@ -61,7 +68,7 @@ def launches(huge: Huge, dtype: torch.dtype) -> list[Launch]:
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    x, y, grad, places = huge.clip(dtype), empty(b, p, c, w), empty(b, p, c, w), empty(b, p)
+    x, y, grad, places = huge.clip(dtype), huge.windows(dtype), huge.windows(dtype), empty(b, p)
     weights = Weights(empty(c, 1, TAPS), empty(c), empty(c, c, 1), empty(c), empty(c), empty(c))
     everything = (True,) * 10
     as_many_programs_as_tiles = Target(0, 1 << 30)

@@ -99,7 +99,9 @@ def places(case: Case, rng: random.Random) -> tuple[Tensor, ...]:
     window, frames = case.window, case.frames
     starts, ratios = [], []
     for _ in range(case.batch * case.pairs):
-        ratio = rng.choice((1.0, 2.0, 0.5, rng.uniform(1, 1.5), rng.uniform(1, 5), rng.uniform(0.01, 1), 0.003))
+        ratio = rng.choice(
+            (1.0, 2.0, 0.5, rng.uniform(1, 1.5), rng.uniform(1, 5), rng.uniform(0.01, 1), 0.8 / window, 0.003)
+        )
         start = rng.choice(
             (
                 0.0,
