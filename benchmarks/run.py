@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +134,26 @@ def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
 RUNNERS = {"ops": run_ops, "step": run_step, "scaling": run_scaling, "codec": run_codec, "static": run_static}
 
 
+def earlier(path: Path | None, results: dict[str, Any]) -> dict[str, Any]:
+    """What an existing file holds of the same machine and versions; ValueError where it is another's."""
+    if path is None or not path.exists():
+        return {}
+    before = json.loads(path.read_text())
+    for key in ("machine", "quick"):
+        if before.get(key) != results[key]:
+            raise ValueError(f"--update: {path} is of another {key}: {before.get(key)}")
+    return before
+
+
+def merged(before: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """Parts measured now replace earlier ones; of `ops`, case by case."""
+    after = before | results
+    if "ops" in before and "ops" in results:
+        titles = {row["title"] for row in results["ops"]}
+        after["ops"] = [row for row in before["ops"] if row["title"] not in titles] + results["ops"]
+    return after
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -154,6 +173,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, help="PyTorch's threads on the CPU")
     add("--quick", action="store_true", help="the smallest run of everything chosen: its times mean nothing")
     add("--json", type=Path, help="write the results here")
+    add("--update", action="store_true", help="keep what the --json file has of this device and is not measured now")
     options = parser.parse_args(arguments)
     cuda = options.device == "cuda"
     options.batch = options.batch or ([1, 8, 32, 64] if cuda else [1, 8])
@@ -171,12 +191,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    warnings.filterwarnings("ignore", message=".*Profiler clears events.*")
     if options.threads:
         torch.set_num_threads(options.threads)
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # for the processes of the part step
     results: dict[str, Any] = {"schema": 1, "machine": machine(options.device), "quick": options.quick}
     print(", ".join(f"{key} {value}" for key, value in results["machine"].items() if value is not None))
+    before = earlier(options.json, results) if options.update else {}
     broken = []
     for part in options.parts:
         print(f"\n== {part} ==", flush=True)
@@ -191,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"({part}: {time.perf_counter() - began:.0f} s)", flush=True)
         if options.json:  # after every part: a run that is cut short keeps what it has
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(results, indent=1) + "\n")
+            options.json.write_text(json.dumps(merged(before, results), indent=1) + "\n")
     if broken:
         print(f"\nnot good: {', '.join(broken)}")
     return 1 if broken else 0

@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command and at most nine minutes: bash benchmarks/gpu_run.sh
+#
+# Needs python3 with torch >= 2.11, triton, numpy and pytest, and no network. Writes to $OUT (default
+# benchmarks/results/gpu-run): results.json (for benchmarks/report.py), log.txt (all output), summary.txt (a line per
+# part), ncu.csv where ncu can read counters. Useful parts come first; each has a time limit and may fail without
+# stopping the next. Exit code: 0, or 1 where a part failed, ran out of time or was not reached. The device's settings
+# are left alone.
+#
+#   PYTHON=python3   the interpreter
+#   BUDGET=540       seconds for everything
+#   PARTS="ops step" only these parts (install always runs)
+set -u -o pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+PYTHON=${PYTHON:-python3}
+BUDGET=${BUDGET:-540}
+PARTS=${PARTS:-}
+OUT=${OUT:-benchmarks/results/gpu-run}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+LOG=$OUT/log.txt
+SUMMARY=$OUT/summary.txt
+: >"$LOG"
+: >"$SUMMARY"
+export PYTHONUNBUFFERED=1
+unset TRITON_INTERPRET
+status=0
+
+note() { # one line for the summary, and the screen
+  echo "$1" | tee -a "$SUMMARY"
+}
+
+part() { # part NAME LIMIT COMMAND...: run with a limit, log everything, show the end
+  local name=$1 limit=$2 left=$((BUDGET - SECONDS)) began=$SECONDS code
+  shift 2
+  if [[ -n $PARTS && $name != install && " $PARTS " != *" $name "* ]]; then
+    return 0
+  fi
+  if ((left < 10)); then
+    note "$name: not reached, no time left"
+    status=1
+    return 1
+  fi
+  ((limit > left)) && limit=$left
+  printf '\n===== %s: %s\n' "$name" "$*" >>"$LOG"
+  timeout -k 5 "$limit" "$@" >"$OUT/part.txt" 2>&1
+  code=$?
+  cat "$OUT/part.txt" >>"$LOG"
+  printf '\n===== %s\n' "$name"
+  tail -n "${SHOW:-12}" "$OUT/part.txt"
+  rm -f "$OUT/part.txt"
+  case $code in
+    0) note "$name: ok, $((SECONDS - began)) s" ;;
+    124 | 137) note "$name: STOPPED at its limit of $limit s" ;;
+    *) note "$name: FAILED with code $code, $((SECONDS - began)) s" ;;
+  esac
+  ((code == 0)) || status=1
+  return $code
+}
+
+tool() { # part TOOL-dependent: a tool that is absent is a note, not a failure
+  local name=$1 program=$3
+  if command -v "$program" >/dev/null; then
+    part "$@"
+  else
+    note "$name: $program is not installed"
+  fi
+}
+
+RUN=("$PYTHON" benchmarks/run.py --device cuda --update --json "$OUT/results.json")
+EAGER=("a loop" "b grid_sample" "c reference" "e ours separate" "f ours fused")
+METRICS=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,smsp__inst_executed.sum
+METRICS+=,l1tex__data_pipe_lsu_wavefronts.sum,smsp__issue_active.avg.pct_of_peak_sustained_active
+METRICS+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread,launch__occupancy_limit_registers
+
+rm -f "$OUT/results.json"
+part install 60 "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e . || exit 1
+part environment 30 "$PYTHON" -c '
+import torch, triton
+assert torch.cuda.is_available(), "no CUDA device"
+p = torch.cuda.get_device_properties(0)
+print(p.name, f"sm_{p.major}{p.minor}", p.multi_processor_count, "SMs, L2", p.L2_cache_size, "bytes")
+print("torch", torch.__version__, "cuda", torch.version.cuda, "triton", triton.__version__)
+' || exit 1
+SHOW=20 part smoke 70 "$PYTHON" benchmarks/run.py --device cuda --quick --parts ops --dtypes float32 bfloat16 \
+  --providers "${EAGER[@]}"
+part tests 110 "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider
+SHOW=40 part ops 110 "${RUN[@]}" --parts ops --batch 1 8 32 64 --seconds 3 --providers "${EAGER[@]}"
+SHOW=40 part compiled 110 "${RUN[@]}" --parts ops --batch 32 --seconds 3
+part step 60 "${RUN[@]}" --parts step --step-batch 16 --steps 6
+SHOW=30 tool ncu 60 ncu --profile-from-start off --clock-control none --target-processes all --metrics "$METRICS" \
+  --csv --log-file "$OUT/ncu.csv" "$PYTHON" benchmarks/probe.py
+tool memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
+part scaling 60 "${RUN[@]}" --parts scaling --seconds 5
+part rates 40 "${RUN[@]}" --parts ops --batch 32 --seconds 3 --frame-rates 75 --dtypes float32 bfloat16 \
+  --providers "${EAGER[@]}"
+tool racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
+part codec 30 "${RUN[@]}" --parts codec --seconds 5
+
+"$PYTHON" benchmarks/report.py "$OUT/results.json" >>"$LOG" 2>&1 && tail -n 5 "$LOG"
+note "total: $SECONDS s; results in $OUT"
+exit $status

@@ -1,0 +1,222 @@
+"""Results as text: Markdown tables and SVG plots from the JSON that run.py writes.
+
+    python benchmarks/report.py                        # every file in benchmarks/results, newest of each device
+    python benchmarks/report.py a.json --plots docs    # these files; plots into docs/
+    python benchmarks/report.py --check README.md      # exit 1 unless README.md holds the report as it is now
+
+Where no result comes from a GPU the report says that none was measured. `--check` and `--write` look between the lines
+`<!-- benchmarks -->` and `<!-- /benchmarks -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from operations import peer
+from providers import ours
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+NO_GPU = "No figure here comes from a GPU: none has been measured yet."
+
+
+def load(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Results, GPUs first; of several with one device the newest date. A quick run is no result: ValueError."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(paths):
+        result = json.loads(path.read_text())
+        if result.get("schema") != 1:
+            raise ValueError(f"{path}: not a result of benchmarks/run.py (schema 1)")
+        if result["quick"]:
+            raise ValueError(f"{path}: made with --quick, whose times mean nothing")
+        device = result["machine"]["device"]
+        if device not in newest or newest[device]["machine"]["date"] <= result["machine"]["date"]:
+            newest[device] = result
+    return sorted(newest.values(), key=lambda r: (r["machine"]["kind"] != "cuda", r["machine"]["device"]))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    aligned = ["---", *("---:" for _ in head[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}"
+
+
+def _versions(machine: dict[str, Any]) -> str:
+    parts = [f"torch {machine['torch']}"]
+    parts += [f"{name} {machine[name]}" for name in ("cuda", "triton") if machine.get(name)]
+    return f"{machine['device']}, {', '.join(parts)}, {machine['date']}"
+
+
+def operations(result: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    titles = list(dict.fromkeys(row["title"] for row in result["ops"]))
+    for title in titles:
+        rows = [row for row in result["ops"] if row["title"] == title]
+        cells = []
+        for row in rows:
+            if "seconds" not in row:
+                cells.append([row["provider"], row["note"], *[""] * 7])
+                continue
+            both = row["seconds"]["both"]
+            replay = row.get("graph_seconds", {}).get("both")
+            cells.append(
+                [
+                    row["provider"],
+                    *(_ms(row["seconds"][way]["median"]) for way in ("forward", "backward")),
+                    f"{_ms(both['median'])} ({_ms(both['low'])} to {_ms(both['high'])})",
+                    _ms(replay["median"]) if replay else "-",
+                    f"{row['times_faster_than_loop']['both']:.2f}" if "times_faster_than_loop" in row else "-",
+                    f"{row['of_floor']['both']:.1f}" if "of_floor" in row else "-",
+                    f"{row['peak_bytes'] / 2**20:.0f}",
+                    f"{row['host_syncs']}" + (f", {row['launches']}" if row["launches"] is not None else ""),
+                ]
+            )
+        head = ("", "forward ms", "backward ms", "both ms (middle half)", "graph ms", "× loop", "× floor", "MiB",
+                "syncs, launches")  # fmt: skip
+        lines += [f"**{title}**", "", *_table(head, cells), "", verdict(rows), ""]
+    return lines
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """Ours against the fastest peer, whichever way it goes."""
+    timed = {row["provider"]: row["seconds"]["both"]["median"] for row in rows if "seconds" in row}
+    mine, fastest = ours(str(rows[0]["case"]["device"])), peer(rows)
+    if mine not in timed or fastest is None:
+        return "Ours or every peer is missing here: nothing to compare."
+    ratio = timed[fastest] / timed[mine]
+    word = "faster than" if ratio >= 1 else "**slower** than"
+    return f"`{mine}` is {max(ratio, 1 / ratio):.2f} times {word} the fastest peer, `{fastest}` (forward and backward)."
+
+
+def step(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for entry in result["step"]:
+        a, b = entry["original"], entry["ours"]
+
+        def ratio(key: str, a: dict[str, Any] = a, b: dict[str, Any] = b) -> str:
+            return f"{b[key] / a[key]:.2f}" if a.get(key) and b.get(key) else "-"
+
+        names = {
+            "seconds_per_step": "seconds (best)",
+            "peak_mib": "peak memory, MiB",
+            "host_syncs": "host syncs",
+            "launches": "launches",
+        }
+        cells = [
+            [label, *("-" if v[key] is None else f"{v[key]:.4g}" for v in (a, b)), ratio(key)]
+            for key, label in names.items()
+        ]
+        lines += [f"Training step, batch {entry['batch']}:", "", *_table(("", "original", "ours", "ratio"), cells), ""]
+    return lines
+
+
+def scaling(result: dict[str, Any]) -> list[str]:
+    axes = result["scaling"]["axes"]
+    providers = list(next(iter(axes.values())))
+    cells = [
+        [p, *(f"{axes[a][p]['exponent']:.2f}" if "exponent" in axes[a][p] else "-" for a in axes)] for p in providers
+    ]
+    return ["Cost grows as size to the power of:", "", *_table(("", *axes), cells), ""]
+
+
+def static(result: dict[str, Any]) -> list[str]:
+    rows = result["static"]["rows"]
+    head = ("kernels", "dtype", "instructions", "bytes", "issue µs", "memory µs", "floor µs", "model / floor")
+    cells = [
+        [
+            r["op"],
+            f"{r['dtype']} {r['precision']}",
+            f"{r['instructions']:.1f}",
+            f"{r['traffic']:.1f}",
+            *(f"{r[key]:.1f}" for key in ("issue_us", "memory_us", "floor_us")),
+            f"{r['bound_us'] / r['floor_us']:.2f}",
+        ]
+        for r in rows
+    ]
+    assumed = result["static"]["assumed"]
+    text = (
+        f"A model, not a measurement: compiled for sm_{result['static']['arch']}; {assumed['processors']} processors "
+        f"at {assumed['clock_hz'] / 1e9:.3g} GHz and {assumed['bytes_per_s'] / 1e12:.2g} TB/s assumed. Instructions "
+        "and bytes per element of the windows, B = 32, P = 3, per stream."
+    )
+    return [text, "", *_table(head, cells), ""]
+
+
+def render(results: Sequence[dict[str, Any]]) -> str:
+    lines = [] if any(r["machine"]["kind"] == "cuda" for r in results) else [NO_GPU, ""]
+    for result in results:
+        lines += [f"### {_versions(result['machine'])}", ""]
+        if "copy_bytes_per_s" in result:
+            lines += [
+                f"Device copy in the same run, read plus written: {result['copy_bytes_per_s'] / 1e9:.1f} GB/s.",
+                "",
+            ]
+        sections = {"ops": operations, "step": step, "scaling": scaling, "static": static}
+        for part, section in sections.items():
+            if result.get(part):
+                lines += section(result)
+        if "ratio" in result.get("codec", {}):
+            lines += [
+                f"Compressing latents is {result['codec']['ratio']:.0f} times as fast as decode, stretch, encode.",
+                "",
+            ]
+        for part, reason in result.get("failed", {}).items():
+            lines += [f"Part {part} failed: {reason}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def plots(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Scaling of the first result that has it (a GPU's, if there is one)."""
+    from scaling import plot
+
+    for result in results:
+        if result.get("scaling"):
+            folder.mkdir(parents=True, exist_ok=True)
+            return plot(result["scaling"], folder, _versions(result["machine"]))
+    return []
+
+
+def _place(text: str, report: str, path: Path) -> str:
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{path} must hold the lines {BEGIN} and {END} once, in this order")
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{report}{END}{rest.split(END)[1]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="*", help="default: benchmarks/results/*.json")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the scaling plots there")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="exit 1 unless FILE holds this report")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the report into FILE, between its marks")
+    options = parser.parse_args(arguments)
+    results = load(options.results or sorted((HERE / "results").glob("*.json")))
+    report = render(results)
+    if options.plots:
+        for path in plots(results, options.plots):
+            print(f"drew {path}", file=sys.stderr)
+    target = options.check or options.write
+    if target is None:
+        print(report, end="")
+        return 0
+    before = target.read_text()
+    after = _place(before, report, target)
+    if options.write:
+        target.write_text(after)
+    elif before != after:
+        print(f"{target} does not hold the present report: run benchmarks/report.py --write {target}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
