@@ -37,7 +37,8 @@ Kernels, in their order; a gradient that nobody needs switches its part, or its 
     product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise_backward`)
     place_windows       start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every frame, once for all channels
     window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g
-    resample's adjoint  dy -> dx
+    finish_windows, finish_weights    partial sums -> gradients                (`backward_sums`)
+    resample_dx         dy -> dx                                               (`resample`)
 
 The same kernels serve `tonality_blend`: it gives y itself (not RESAMPLE), and dy is its result.
 
