@@ -9,6 +9,8 @@ from . import reference
 from .backend import choose_backend
 from .validation import check_backend, check_source, check_tensor, check_tonality
 
+Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # depthwise, pointwise, norm: weight and bias of each
+
 
 def _autocast(keep: tuple[Tensor, ...], cast: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Under autocast, `cast` in its dtype as any convolution's inputs; `keep` (start, ratio) at least float32.
@@ -107,19 +109,20 @@ def tonality_blend(
     Raises:
         TypeError, ValueError, RuntimeError: as `resample_windows`; an even K is a ValueError.
     """
-    weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    y, strength, *weights_cast = _autocast((), (y, strength, *weights))
+    given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
+    y, strength, dw, db, pw, pb, gamma, beta = _autocast((), (y, strength, *given))
+    weights: Weights = (dw, db, pw, pb, gamma, beta)
     check_tensor("y", y, "B, P, C, W")
     for size, letter in zip(y.shape[2:], "CW", strict=True):
         if size < 1:
             raise ValueError(f"y must have {letter} >= 1, got shape {list(y.shape)}")
-    check_tonality("y", y, y.shape[1], strength, _named(weights_cast), eps)
+    check_tonality("y", y, y.shape[1], strength, _named(weights), eps)
     check_backend(backend)
     if choose_backend(backend, y) == "triton":
         from . import autograd
 
-        return autograd.tonality_blend(y, strength, tuple(weights_cast), eps)
-    return reference.tonality_blend(y, strength, *weights_cast, eps)
+        return autograd.tonality_blend(y, strength, weights, eps)
+    return reference.tonality_blend(y, strength, *weights, eps)
 
 
 def windowed_tonality(
@@ -146,18 +149,19 @@ def windowed_tonality(
     Returns:
         `[B, P, C, W]`, dtype of x, contiguous.
     """
-    weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    start, ratio, x, strength, *weights_cast = _autocast((start, ratio), (x, strength, *weights))
+    given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
+    start, ratio, x, strength, dw, db, pw, pb, gamma, beta = _autocast((start, ratio), (x, strength, *given))
+    weights: Weights = (dw, db, pw, pb, gamma, beta)
     check_source(x, start, ratio, window)
-    check_tonality("x", x, start.shape[1], strength, _named(weights_cast), eps)
+    check_tonality("x", x, start.shape[1], strength, _named(weights), eps)
     check_backend(backend)
     if choose_backend(backend, x) == "triton":
         from . import autograd
 
-        return autograd.windowed_tonality(x, start, ratio, strength, tuple(weights_cast), window, eps)
-    return reference.windowed_tonality(x, start, ratio, strength, *weights_cast, window, eps)
+        return autograd.windowed_tonality(x, start, ratio, strength, weights, window, eps)
+    return reference.windowed_tonality(x, start, ratio, strength, *weights, window, eps)
 
 
-def _named(weights: list[Tensor]) -> dict[str, object]:
+def _named(weights: Weights) -> dict[str, object]:
     names = ("depthwise_weight", "depthwise_bias", "pointwise_weight", "pointwise_bias", "norm_weight", "norm_bias")
     return dict(zip(names, weights, strict=True))

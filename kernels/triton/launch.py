@@ -121,7 +121,8 @@ def precision_of(dtype: torch.dtype, target: Target) -> str:
     if target.arch == 0 and dtype != torch.float64:
         return "ieee"
     # Reading the older `torch.backends.cudnn.allow_tf32` raises once the newer switch has been set to "ieee".
-    if dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision != "tf32":
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # its module is built at import time
+    if dtype == torch.float32 and convolutions.fp32_precision != "tf32":
         return "bf16x3"
     return known[0]
 
@@ -202,7 +203,9 @@ def prepare(weights: Weights, target: Target, precision: str) -> Prepared:
     lo = torch.empty_like(hi) if precision == "bf16x3" else hi
     vectors = torch.empty(3, padded, dtype=compute, device=device)
     config = configuration("prepare_weights", target, precision)
-    arguments = {f"{name}_ptr": weight.contiguous() for name, weight in zip(Weights._fields, weights, strict=True)}
+    arguments: dict[str, Any] = {
+        f"{name}_ptr": weight.contiguous() for name, weight in zip(Weights._fields, weights, strict=True)
+    }
     arguments |= {"depthwise_ptr": depthwise, "hi_ptr": hi, "lo_ptr": lo, "vectors_ptr": vectors}
     arguments |= {"C": channels, "K": taps, "PADDED": padded, "PRECISION": precision, "COMPUTE": TRITON_TYPE[compute]}
     programs = padded // config.constants["BLOCK"] + 1
