@@ -118,7 +118,7 @@ def _pretending(arch: int) -> Iterator[None]:
     from triton.runtime.driver import driver
 
     before = driver._active
-    driver.set_active(_Driver(arch))  # type: ignore[arg-type]  # the four questions that compiling asks
+    driver.set_active(_Driver(arch))  # answers the four questions that compiling asks
     try:
         yield
     finally:
