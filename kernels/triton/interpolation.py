@@ -57,7 +57,7 @@ def read_window(start_ptr, ratio_ptr, offset, T, W, COMPUTE: tl.constexpr):
     start = start.to(tl.float64)
     length = ratio * W
     hi = start + tl.where(length >= 1.0, length - 1.0, 0.0)
-    hi = tl.minimum(tl.maximum(hi, 0.0), end.to(tl.float64))
+    hi = tl.minimum(tl.maximum(hi, 0.0), end)
     return start, ratio, lo, hi, poison
 
 

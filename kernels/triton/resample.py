@@ -113,8 +113,9 @@ def resample_position_gradient(
         total += g * difference
     slope = tl.sum(total, 1) + window[4]  # dL/dp of each frame; NaN where start or ratio is
     by_start, by_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
-    tl.store(partial_ptr + program, tl.sum(slope * by_start, 0))
-    tl.store(partial_ptr + tl.num_programs(0) + program, tl.sum(slope * by_ratio, 0))
+    out_ptr = partial_ptr + program.to(tl.int64)
+    tl.store(out_ptr, tl.sum(slope * by_start, 0))
+    tl.store(out_ptr + tl.num_programs(0), tl.sum(slope * by_ratio, 0))
 
 
 @triton.jit
