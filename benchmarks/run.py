@@ -115,8 +115,12 @@ def run_codec(options: argparse.Namespace, results: dict[str, Any]) -> bool:
 def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
     from adaptive_window.kernels.inspect import NOMINAL
 
-    only = ("windowed_tonality forward", "float32") if options.quick else ()
-    rows = model(inspect_kernels(options.arch, only), NOMINAL)
+    selections: tuple[tuple[str, ...], ...] = (("windowed_tonality", "float32"), ("windowed_tonality", "bfloat16"))
+    if options.all_kernels:
+        selections = ((),)
+    if options.quick:
+        selections = (("windowed_tonality forward", "float32"),)
+    rows = model([r for only in selections for r in inspect_kernels(options.arch, only)], NOMINAL)
     sizes = ", ".join(f"{k}={v}" for k, v in NOMINAL.items())
     print(f"A MODEL, not a measurement: sm_{options.arch} at {sizes}, per stream. Assumed: {ASSUMED['processors']} "
           f"processors at {ASSUMED['clock_hz'] / 1e9:.3f} GHz, {ASSUMED['bytes_per_s'] / 1e12:.1f} TB/s; the larger of "
@@ -170,6 +174,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=1, help="of the part step, processes per variant")
     add("--seconds", type=float, default=10.0, help="of timing per case, all its providers together")
     add("--arch", type=int, choices=(90, 80), default=90, help="of the part static")
+    add("--all-kernels", action="store_true", help="part static: every op and dtype (minutes), not the fused op alone")
     add("--threads", type=int, help="PyTorch's threads on the CPU")
     add("--quick", action="store_true", help="the smallest run of everything chosen: its times mean nothing")
     add("--json", type=Path, help="write the results here")
