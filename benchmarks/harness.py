@@ -142,7 +142,7 @@ def host_syncs(call: Callable[[], object], device: str) -> int:
             call()
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return sum("synchronizing" in str(w.message) for w in caught)
+    return sum("called a synchronizing" in str(w.message) for w in caught)
 
 
 def launches(call: Callable[[], object]) -> int | None:
