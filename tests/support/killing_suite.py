@@ -58,11 +58,28 @@ def crafted_cases() -> Iterator[Case]:
     yield case("windowed_tonality", 3, channels=65, window=5, batch=1, grad_layout="transposed", taps=3)
     yield case("windowed_tonality", 4, channels=130, window=33, batch=1, pairs=1, layout="transposed", taps=3)
     yield case("windowed_tonality", 5, absurd=True, taps=3, batch=1)
+    yield case("windowed_tonality", 25, window=130, batch=1, pairs=1, channels=2, taps=5)  # several tiles of any size
+    yield case("windowed_tonality", 26, window=2, frames=7, batch=3, pairs=6, taps=1)  # more windows than a sum's block
     yield case("windowed_tonality", 6, frames=1, window=1, layout="expanded", taps=1)
     yield case("tonality_blend", 7, layout="transposed", grad_layout="sliced", taps=3, channels=17)
     yield case("tonality_blend", 19, channels=130, window=9, batch=1, layout="sliced", taps=1)
     for seed, name in enumerate(("start", "strength", "depthwise_bias", "norm_weight", "norm_bias"), 20):
         yield case("windowed_tonality", seed, [name], batch=1, taps=3, window=9, frames=16)
+
+
+def check_tile_borders() -> None:
+    """Frames held at the window's edges between two samples that belong to different tiles of dx, of 32 or 128."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, 300, dtype=torch.float64, generator=generator)
+    start = torch.tensor([[31.6, 63.4, 127.3, 100.0]], dtype=torch.float64)
+    ratio = torch.tensor([[0.3, 0.02, 0.07, 0.25391]], dtype=torch.float64)  # the last window ends between 127 and 128
+    values = {"x": x, "start": start, "ratio": ratio}
+    case = dataclasses.replace(PLAIN, function="resample_windows", window=111, needs=frozenset(values))
+    weight = torch.randn(1, 4, 3, 111, dtype=torch.float64, generator=generator)
+    _, grads = run(case, "triton", weight, values)
+    _, exact = run(case, "reference", weight, values)
+    for name, value in grads.items():
+        torch.testing.assert_close(value, exact[name], rtol=1e-10, atol=1e-10, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def check_cases() -> None:
@@ -170,7 +187,14 @@ def check_poisoned_windows() -> None:
         assert mine[:, 1].isnan().all()
 
 
-CHECKS = (check_poisoned_windows, check_cases, check_long_clips, check_sixteen_bits, check_three_products)
+CHECKS = (
+    check_poisoned_windows,
+    check_tile_borders,
+    check_cases,
+    check_long_clips,
+    check_sixteen_bits,
+    check_three_products,
+)
 
 
 def main() -> None:
