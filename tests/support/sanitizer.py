@@ -113,6 +113,12 @@ def _untyped_tuple(self: Any, args: Any, type: Any = None) -> None:
         self.type = type if isinstance(type, tl.core.tuple_type) else tl.core.tuple_type(type)
 
 
+def _unnamed_block_type(self: Any, element_ty: Any, shape: Any) -> None:
+    self.element_ty = element_ty
+    self.shape = tl.core.tuple(tl.core._unwrap_shape(shape))
+    self.numel = tl.core.validate_block_shape(self.shape)
+
+
 def _type_of_tuple(self: Any) -> Any:
     if "_type" not in vars(self):
         self.type = tl.core._type_for_tuple_values(self.values)
@@ -171,13 +177,15 @@ class Sanitizer:
         self._undo += self._fresh.watch_allocations()
         # Speed, half of the time: Triton looks through its whole language at every call of a device function, though
         # the launch has replaced all in it; it checks for overflow, for an assertion that is switched off; and it works
-        # out the type of every shape, which nobody asks for.
+        # out the type of every shape and the name of every type, which nobody asks for.
         self._patch_language = interpreter._patch_lang
         self._replace(interpreter, "_patch_lang", self._patch_once)
         quick = replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
         self._replace(interpreter.interpreter_builder, "options", quick)
         self._replace(tl.core.tuple, "__init__", _untyped_tuple)
         self._replace(tl.core.tuple, "type", property(_type_of_tuple, _set_type_of_tuple))
+        self._replace(tl.core.block_type, "__init__", _unnamed_block_type)
+        self._replace(tl.core.block_type, "name", property(lambda self: f"<{self.shape}, {self.element_ty}>"))
         return self
 
     def __exit__(self, *_: object) -> None:
