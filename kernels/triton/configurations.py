@@ -75,7 +75,6 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "resample_dx": (
         Row(_c(4, BLOCK_X=32, BLOCK_C=64), arch=0),
-        Row(_c(4, BLOCK_X=64, BLOCK_C=32), arch=80, precision="fp64"),
         Row(_c(4, BLOCK_X=128, BLOCK_C=16), arch=80, precision="fp64"),  # twice the channels spill 40 B in Triton 3.6
         Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="fp64"),
         Row(_c(4, BLOCK_X=128, BLOCK_C=64)),
