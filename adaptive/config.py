@@ -204,13 +204,3 @@ def to_plain(config: Any) -> dict[str, Any]:
         )
 
     return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
-
-
-def from_plain(config: type, values: dict[str, Any]) -> Any:
-    """The reverse of `to_plain`; keys that the dataclass does not know are an error."""
-    hints = typing.get_type_hints(config)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise UsageError(f"unknown configuration keys: {', '.join(unknown)}")
-    paths = {key for key, hint in hints.items() if hint is Path or Path in typing.get_args(hint)}
-    return config(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})

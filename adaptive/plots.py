@@ -17,6 +17,7 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from numpy.typing import NDArray
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
+SUFFIXES = (".png", ".svg", ".pdf")  # of the pictures that save_figure writes
 STYLES = ("-", "--", "-.", ":")
 
 
@@ -155,7 +156,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         ValueError: another suffix.
     """
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+    if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: a picture's suffix must be .png, .svg or .pdf")
     figure.savefig(path, dpi=130)
 

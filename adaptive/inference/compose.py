@@ -14,7 +14,7 @@ from ..audio.codec import Codec, load_codec
 from ..audio.files import AudioError, read_audio, write_audio
 from ..config import ComposeConfig, PlotConfig, SongPairOptions, UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
-from ..plots import save_figure, windows_figure
+from ..plots import SUFFIXES, save_figure, windows_figure
 from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
 from ..training.loop import choose_device
@@ -144,7 +144,7 @@ def compose_file(config: ComposeConfig) -> dict[str, Any]:
 
 def plot_file(config: PlotConfig) -> None:
     """Writes the picture of a checkpoint's windows over two songs."""
-    if config.output.suffix.lower() not in (".png", ".svg", ".pdf"):
+    if config.output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
     check_folder(config.output)
     session = open_session(config)
