@@ -72,6 +72,7 @@ class TrainConfig(CodecOptions, DataOptions):
 
     out: Path = flag(text="folder of the run: checkpoints, logs, pictures, audio, config")
     resume: bool = flag(False, "go on from the last checkpoint in --out")
+    force: bool = flag(False, "resume also with another batch size, world size, seed or data set")
     device: Device = flag("auto", "where to train; auto takes CUDA where there is one")
     workers: NonNegativeInt = flag(0, "data loader processes")
 
@@ -104,6 +105,8 @@ class TrainConfig(CodecOptions, DataOptions):
     rhythm_weight: NonNegativeFloat = flag(0.0, "weight of rhythm matching between the two windows of a pair")
     envelope_copy_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on copying a source's loudness envelope")
 
+    save_every: NonNegativeInt = flag(0, "steps between checkpoints within an epoch; 0: by --save-minutes alone")
+    save_minutes: NonNegativeFloat = flag(10.0, "minutes between checkpoints within an epoch; 0: by --save-every alone")
     log_every: PositiveInt = flag(10, "steps between log entries")
     examples: NonNegativeInt = flag(1, "held-out examples whose audio and picture are written at each evaluation")
     tensorboard: bool = flag(True, "write TensorBoard logs to OUT/tensorboard")

@@ -11,6 +11,8 @@ neither, what is found is split by song (seeded; a tenth of the songs, at least 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import random
 from collections.abc import Sequence
@@ -227,6 +229,14 @@ class ClipDataset(Dataset[dict[str, "torch.Tensor | str"]]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the places of this epoch's crops."""
         self._epoch.fill_(epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names and contents of the examples and how clips are cut from them, as one line to compare and to show."""
+        described = [(e.name, self._keys[e.input], self._keys[e.target], e.aligned) for e in self.examples]
+        cut = (self.clip_frames, self.clips_per_example, self.random_crops)
+        digest = hashlib.sha256(json.dumps([described, cut]).encode()).hexdigest()
+        return f"{len(self.examples)} examples of {self.clips_per_example} clips (sha256 {digest[:16]})"
 
     def __len__(self) -> int:
         return len(self.examples) * self.clips_per_example

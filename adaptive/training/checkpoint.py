@@ -2,93 +2,116 @@
 
     model.<name>                     the agent's state dict
     optimizer.<parameter>.<slot>     AdamW's state, by parameter name
-    random.cpu, random.cuda          states of PyTorch's generators
+    random.<generator>               states of the random generators
+    evaluation.<k>                   windows of the k-th evaluation
     metadata["adaptive_window"]      JSON: format version, config, codec, shape of the agent, progress
+    metadata["sha256"]               of the whole file, with these 64 digits read as zeros
 
-Nothing in it can execute code when it is read. It is written beside its place, flushed to the disk and moved there, so
-that a run killed while it saves leaves the previous checkpoint whole.
+Nothing in it can execute code when it is read. The checksum is in the file, so that both change in one move, and any
+reader of safetensors can open it. `last` is kept with the one before it: a kill at any moment leaves a whole one, and
+so does a disk that damages the newest.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import UsageError
+from ..durable import flush, remove_leftovers, replacing
 from ..model.agent import AdaptiveWindowCreativeAgent
+from .logging import note
 
-FORMAT = 1
+FORMAT = 2
 KEY = "adaptive_window"
+UNSEALED = "0" * 64
+LAST, PREVIOUS, BEST = "last.safetensors", "previous.safetensors", "best.safetensors"
+
+_SEAL = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # other values have their quotes escaped: it matches nowhere else
 
 
 class CheckpointError(UsageError):
     """A checkpoint that is missing, damaged, of a newer format or of another shape; the message says which."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A file that is not what was written."""
+
+
 @dataclass
 class Checkpoint:
-    """What a file holds. `info` has `format, agent, codec, config, progress` (all plain JSON values)."""
+    """What a file holds. `info` has `format, agent, codec, config, progress, ...` (all plain JSON values)."""
 
     model: dict[str, Tensor]
     info: dict[str, Any]
     optimizer: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
+    evaluations: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the file atomically: temporary file, fsync, rename, fsync of the folder."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
+    """Replaces `path` in one move; what was there becomes `previous`, where that is given.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk); the file before it is as it was.
+    """
     tensors = {f"model.{name}": value for name, value in checkpoint.model.items()}
     for name, slots in checkpoint.optimizer.items():
         tensors |= {f"optimizer.{name}.{slot}": value for slot, value in slots.items()}
     tensors |= {f"random.{name}": value for name, value in checkpoint.random.items()}
+    tensors |= {f"evaluation.{name}": value for name, value in checkpoint.evaluations.items()}
     on_cpu = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    metadata = {KEY: json.dumps({"format": FORMAT, **checkpoint.info}), "sha256": UNSEALED}
     try:
-        save_file(on_cpu, temporary, metadata={KEY: json.dumps({"format": FORMAT, **checkpoint.info})})
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with replacing(path) as temporary:
+            save_file(on_cpu, temporary, metadata=metadata)
+            _seal(temporary)
+            if previous is not None and path.exists():
+                flush(temporary)  # whole on the disk before the one before it loses its name
+                os.replace(path, previous)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error}); the checkpoint before it is whole: make room, then --resume"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a file on the CPU.
+    """Reads a file on the CPU, whole or not at all.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint of this package, damaged, or written by a newer version.
+        DamagedCheckpoint: damaged, or not a safetensors file.
+        CheckpointError: no such file, not of this package, or written by a newer version.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
+        sealed = _check_seal(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint (safetensors): {error}") from error
+        raise DamagedCheckpoint(
+            f"{path} is not a readable checkpoint (safetensors{_foreign(path)}): {error}"
+        ) from error
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not written by adaptive-window train")
-    info = json.loads(metadata[KEY])
+    info = _read_info(path, metadata[KEY])
     if info["format"] > FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {info['format']}, this version reads up to {FORMAT}: upgrade adaptive-window"
         )
+    if not sealed and info["format"] > 1:  # format 1 had no checksum
+        raise DamagedCheckpoint(f"{path} is not a readable checkpoint: its checksum is missing")
     checkpoint = Checkpoint(model={}, info=info)
     for name, value in tensors.items():
         kind, _, rest = name.partition(".")
@@ -99,7 +122,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
             checkpoint.optimizer.setdefault(parameter, {})[slot] = value
         elif kind == "random":
             checkpoint.random[rest] = value
+        elif kind == "evaluation":
+            checkpoint.evaluations[rest] = value
     return checkpoint
+
+
+def load_last(folder: Path) -> tuple[Checkpoint, Path]:
+    """`last`, or the one before it where `last` is damaged or missing, which a note says.
+
+    Raises:
+        CheckpointError: neither can be read, or `last` is of a newer format.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    for path in (last, previous):
+        remove_leftovers(path)
+    if not last.exists() and previous.exists():
+        note(f"{last} is missing: the run was killed while it saved; going on from {previous.name}")
+        return load_checkpoint(previous), previous
+    try:
+        return load_checkpoint(last), last
+    except DamagedCheckpoint as damage:
+        if not previous.exists():
+            raise
+        note(f"warning: {damage}; going on from the checkpoint before it, {previous.name}")
+        return load_checkpoint(previous), previous
 
 
 def build_agent(checkpoint: Checkpoint, path: Path) -> AdaptiveWindowCreativeAgent:
@@ -116,32 +162,61 @@ def load_weights(agent: AdaptiveWindowCreativeAgent, weights: Mapping[str, Tenso
         raise CheckpointError(f"the weights in {path} do not fit the agent: {error}") from error
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> dict[str, dict[str, Tensor]]:
-    """AdamW's state by parameter name (PyTorch numbers parameters; names survive a change of order)."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in agent.named_parameters()}
-    return {names[parameter]: dict(slots) for parameter, slots in optimizer.state.items()}
+def _read_info(path: Path, text: str) -> dict[str, Any]:
+    try:
+        info = json.loads(text)
+        if isinstance(info["format"], int):
+            return dict(info)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise DamagedCheckpoint(f"{path} is not a readable checkpoint: its metadata is not what adaptive-window writes")
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, agent: torch.nn.Module, state: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    for name, parameter in agent.named_parameters():
-        if name in state:
-            slots = state[name]
-            # `step` stays on the CPU, where AdamW keeps it unless it is fused or capturable
-            moved = {k: v.clone() if k == "step" else v.to(parameter.device).clone() for k, v in slots.items()}
-            optimizer.state[parameter] = moved
+def _header(path: Path) -> bytes:
+    """The first bytes of a safetensors file: the header's length, 8 bytes, and the header."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if length > size - 8:
+            raise ValueError("its header is longer than the file")
+        return start + file.read(length)
 
 
-def random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+def _digest(path: Path, digits_at: int) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        sha.update(file.read(digits_at))
+        file.seek(digits_at + len(UNSEALED))
+        sha.update(UNSEALED.encode())
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
-def restore_random(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        with contextlib.suppress(RuntimeError, AssertionError):  # a CUDA run resumed on a CPU
-            torch.cuda.set_rng_state(state["cuda"])
+def _seal(path: Path) -> None:
+    """Puts the checksum where the header holds zeros."""
+    found = _SEAL.search(_header(path))
+    if found is None:
+        raise RuntimeError("safetensors wrote its metadata in a form that has no place for the checksum")
+    with path.open("r+b") as file:
+        file.seek(found.start(1))
+        file.write(_digest(path, found.start(1)).encode())
+
+
+def _check_seal(path: Path) -> bool:
+    """Whether the file has a checksum, which then is right; ValueError where it is wrong."""
+    found = _SEAL.search(_header(path))
+    if found is None:
+        return False
+    if _digest(path, found.start(1)).encode() != found[1]:
+        raise ValueError("its checksum differs from its content: the file is damaged")
+    return True
+
+
+def _foreign(path: Path) -> str:
+    """Names the other format that people try; a pickle is not opened, since reading one can run code."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    pickled = start[:1] == b"\x80" or start == b"PK\x03\x04"
+    return "; this is a pickle or a zip, as torch.save writes it, and never opened here" if pickled else ""

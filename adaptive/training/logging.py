@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..durable import write_bytes
+
 
 def note(message: str) -> None:
     """A line for the person at the terminal, without disturbing a progress bar."""
@@ -25,10 +27,25 @@ def note(message: str) -> None:
 
 
 class RunLog:
-    """Scalars, audio and pictures of one run, to every log that works."""
+    """Scalars, audio and pictures of one run, to every log that works.
 
-    def __init__(self, out: Path, config: dict[str, Any], *, tensorboard: bool, mlflow: bool) -> None:
+    `resumed`: the last step, and the last evaluation's step, that the checkpoint knows. What a killed run logged after
+    them is dropped from `metrics.jsonl` and hidden in TensorBoard, since the resumed run logs it again.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: dict[str, Any],
+        *,
+        tensorboard: bool,
+        mlflow: bool,
+        resumed: tuple[int, int] | None = None,
+    ) -> None:
         self.out = out
+        if resumed is not None:
+            _drop_entries_after(out / "metrics.jsonl", *resumed)
+        self._resumed = resumed
         self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._writer: Any = None
         self._mlflow: Any = None
@@ -65,7 +82,8 @@ class RunLog:
     def _open_tensorboard(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.out / "tensorboard"))
+        purge = None if self._resumed is None else self._resumed[0] + 1
+        self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=purge)
 
     def _open_mlflow(self, config: dict[str, Any]) -> None:
         import mlflow
@@ -87,3 +105,17 @@ class RunLog:
                 self._mlflow = None
             else:
                 self._writer = None
+
+
+def _drop_entries_after(path: Path, step: int, evaluation: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line in which a kill came
+            continue
+        if entry["step"] <= (evaluation if "held_out/loss" in entry else step):
+            kept.append(line + "\n")
+    write_bytes(path, "".join(kept).encode())

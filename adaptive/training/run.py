@@ -15,9 +15,11 @@ from ..audio.codec import Codec, load_codec
 from ..audio.dataset import ClipDataset, find_examples
 from ..config import TrainConfig, UsageError, cache_folder, to_plain
 from ..plots import save_figure, trajectory_figure
+from .checkpoint import LAST, PREVIOUS
 from .evaluation import Evaluation
 from .logging import RunLog, note
 from .loop import Trainer, choose_device, write_summary
+from .signals import StopSignals
 
 
 @dataclass
@@ -45,9 +47,9 @@ def prepare_folder(out: Path, *, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error}") from error
-    holds_run = (out / "last.safetensors").exists()
+    holds_run = any((out / name).exists() for name in (LAST, PREVIOUS))
     if resume and not holds_run:
-        raise UsageError(f"--resume: {out} holds no last.safetensors to go on from")
+        raise UsageError(f"--resume: {out} holds no {LAST} to go on from")
     if holds_run and not resume:
         raise UsageError(f"{out} holds a run already: add --resume to go on with it, or name another --out")
 
@@ -58,7 +60,13 @@ def run_training(config: TrainConfig) -> RunResult:
     Raises:
         UsageError, and the errors of codecs, audio and data: what the user has to change, named.
         TrainingError: the loss stayed non-finite.
+        KeyboardInterrupt, Terminated: SIGINT or SIGTERM came; what was trained is saved.
     """
+    with StopSignals() as stop, stop.immediate():  # the trainer alone defers signals, where its state is not whole
+        return _run(config, stop)
+
+
+def _run(config: TrainConfig, stop: StopSignals) -> RunResult:
     prepare_folder(config.out, resume=config.resume)
     device = choose_device(config.device)
     if config.clip_seconds < config.window_seconds:
@@ -83,8 +91,14 @@ def run_training(config: TrainConfig) -> RunResult:
         f"({codec.frame_rate:g} frames/s), {device}"
     )
     (config.out / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
-    trainer = Trainer(config, codec, train_set, held_out_set)
-    log = RunLog(config.out, to_plain(config), tensorboard=config.tensorboard, mlflow=config.mlflow)
+    trainer = Trainer(config, codec, train_set, held_out_set, stop)
+    log = RunLog(
+        config.out,
+        to_plain(config),
+        tensorboard=config.tensorboard,
+        mlflow=config.mlflow,
+        resumed=trainer.logged_until() if config.resume else None,
+    )
     try:
         final = trainer.run(log)
     finally:
@@ -95,7 +109,7 @@ def run_training(config: TrainConfig) -> RunResult:
 
 
 def draw_trajectory(evaluations: list[Evaluation], path: Path) -> None:
-    """Starts, ratios and strengths over the evaluations of this process."""
+    """Starts, ratios and strengths over the evaluations of the run."""
     labels = {
         "start in (s)": "start_input",
         "start out (s)": "start_target",

@@ -17,13 +17,14 @@ KERNELS, TRITON = "adaptive_window.kernels", "adaptive_window.kernels.triton"
 # adaptive/: each part, and the parts that it may import beside itself and the kernels
 PARTS = {
     "config": set(),
+    "durable": set(),
     "plots": set(),
     "model": set(),
-    "audio": {"config"},
-    "training": {"config", "plots", "model", "audio"},
-    "inference": {"config", "plots", "model", "audio", "training"},
-    "demo": {"config", "plots", "model", "audio", "training", "inference"},
-    "cli": {"config", "plots", "model", "audio", "training", "inference", "demo"},
+    "audio": {"config", "durable"},
+    "training": {"config", "durable", "plots", "model", "audio"},
+    "inference": {"config", "durable", "plots", "model", "audio", "training"},
+    "demo": {"config", "durable", "plots", "model", "audio", "training", "inference"},
+    "cli": {"config", "durable", "plots", "model", "audio", "training", "inference", "demo"},
     "__main__": {"cli"},
     "__init__": {"model"},
 }

@@ -57,6 +57,7 @@ class Clips(Dataset[dict[str, Any]]):
     def __init__(self, inputs: Tensor, targets: Tensor) -> None:
         self.inputs, self.targets = inputs, targets
         self.epoch = 0
+        self.fingerprint = f"{len(inputs)} clips, sum {float(inputs.sum() + targets.sum()):.6g}"
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

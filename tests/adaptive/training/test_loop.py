@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from itertools import chain
 
@@ -12,7 +14,10 @@ from adaptive_window.kernels import resample_windows
 from adaptive_window.training import loop
 from adaptive_window.training.checkpoint import CheckpointError, build_agent, load_checkpoint
 from adaptive_window.training.logging import RunLog
-from adaptive_window.training.loop import Trainer, TrainingError, batches_of, learning_rate
+from adaptive_window.training.loop import Trainer, TrainingError
+from adaptive_window.training.order import batches_of
+from adaptive_window.training.state import optimizer_state
+from adaptive_window.training.step import Stepper, learning_rate, problem_of
 
 
 def train(config, inputs=None, targets=None, held_out=None):
@@ -31,7 +36,7 @@ def train(config, inputs=None, targets=None, held_out=None):
 def state_of(trainer):
     return {
         **trainer.agent.state_dict(),
-        **{f"{k}.{slot}": v for k, s in loop.files.optimizer_state(trainer.optimizer, trainer.agent).items()
+        **{f"{k}.{slot}": v for k, s in optimizer_state(trainer.optimizer, trainer.agent).items()
            for slot, v in s.items()},
     }  # fmt: skip
 
@@ -125,10 +130,12 @@ def test_a_step_on_nonsense_is_refused(tmp_path):
     batch = trainer.train_set[0]
     poisoned = {k: [v] if isinstance(v, str) else v[None].clone() for k, v in batch.items()}
     poisoned["input"][0, 5, 7] = math.nan
-    assert trainer._step(poisoned) == "loss"
+    record = trainer.take_step(poisoned, 2)
+    assert problem_of(record.figures()) == "loss"
     assert_equal_states(state_of(trainer), before)
     healthy = {k: [v] if isinstance(v, str) else v[None] for k, v in batch.items()}
-    assert trainer._step(healthy) is None
+    assert problem_of(trainer.take_step(healthy, 3).figures()) is None
+    assert any(not torch.equal(value, before[name]) for name, value in state_of(trainer).items())
 
 
 def test_gives_up_after_refused_steps_in_a_row(tmp_path, capsys):
@@ -136,7 +143,7 @@ def test_gives_up_after_refused_steps_in_a_row(tmp_path, capsys):
     with pytest.raises(TrainingError, match=r"3 steps in a row .*song"):
         train(small_config(tmp_path, max_refused=3, max_steps=50), inputs=inputs)
     errors = capsys.readouterr().err
-    assert errors.count("step refused") == 3
+    assert errors.count("refused: loss is not finite") == 3
     assert "_input.wav" in errors
 
 
@@ -166,15 +173,16 @@ def test_gradient_is_clipped(tmp_path, monkeypatch):
 
 def test_interrupt_saves_and_can_be_resumed(tmp_path, monkeypatch):
     calls = []
-    original = Trainer._step
+    original = Stepper.__call__
 
-    def interrupted(self, batch):
+    def interrupted(self, batch, taken):
+        record = original(self, batch, taken)
         calls.append(1)
         if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(self, batch)
+            os.kill(os.getpid(), signal.SIGINT)
+        return record
 
-    monkeypatch.setattr(Trainer, "_step", interrupted)
+    monkeypatch.setattr(Stepper, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(small_config(tmp_path / "stopped", max_steps=5))
     monkeypatch.undo()

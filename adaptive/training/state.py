@@ -1,0 +1,177 @@
+"""What a run has to remember to go on as if it had never stopped, taken from a trainer and given back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import to_plain
+from .checkpoint import Checkpoint, CheckpointError, load_weights
+from .evaluation import Evaluation
+from .logging import note
+from .report import COLUMNS, WindowReport
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that a resumed run needs beside tensors."""
+
+    step: int = 0  # batches used, refused ones included
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch already used
+    best: float = math.inf
+    epochs_without_gain: int = 0
+    refused: int = 0
+    refused_in_a_row: int = 0
+
+
+def take_state(trainer: Trainer) -> Checkpoint:
+    """Everything, as one checkpoint. The tensors are the live ones: save before the next step."""
+    config, codec, evaluations = trainer.config, trainer.codec, trainer.evaluations
+    return Checkpoint(
+        model=trainer.agent.state_dict(),
+        optimizer=optimizer_state(trainer.optimizer, trainer.agent),
+        random=random_state(trainer.device),
+        evaluations={str(k): _windows_of(evaluation) for k, evaluation in enumerate(evaluations)},
+        info={
+            "agent": trainer.agent_arguments,
+            "codec": {
+                "name": codec.name,
+                "fingerprint": codec.fingerprint,
+                "random": codec.random,
+                "frame_rate": codec.frame_rate,
+            },
+            "clip_frames": codec.frames(config.clip_seconds),
+            "config": to_plain(config),
+            "data_order": data_order(trainer),
+            "progress": vars(trainer.progress),
+            "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts} for e in evaluations],
+        },
+    )
+
+
+def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
+    """The reverse of `take_state`, for a trainer built with the same options.
+
+    Raises:
+        CheckpointError: another agent or codec; or, unless `--force`, another batch size, world size, seed or data set.
+    """
+    info, config = saved.info, trainer.config
+    if info["format"] < 2:
+        raise CheckpointError(
+            f"{path} has checkpoint format {info['format']}, which lacks the data set's fingerprint and part of the "
+            "random state: compose and plot read it, but a run cannot go on from it; train anew in another --out"
+        )
+    for key, ours in (("agent", trainer.agent_arguments), ("codec", trainer.codec.fingerprint)):
+        theirs = info["agent"] if key == "agent" else info["codec"]["fingerprint"]
+        if theirs != ours:
+            raise CheckpointError(f"cannot resume {path}: its {key} is {theirs}, this run's is {ours}")
+    load_weights(trainer.agent, saved.model, path)
+    restore_optimizer(trainer.optimizer, trainer.agent, saved.optimizer)
+    restore_random(saved.random, trainer.device)
+    trainer.progress = Progress(**info["progress"])
+    if changed := differences(info["data_order"], data_order(trainer)):
+        text = "; ".join(changed)
+        if not config.force:
+            raise CheckpointError(
+                f"cannot resume {path}: {text}. The order of the data would be another one: set it as it was, or "
+                "add --force to begin the epoch anew with it"
+            )
+        note(f"warning: --force: {text}; epoch {trainer.progress.epoch} begins anew")
+        trainer.progress.batch = 0
+    trainer.evaluations = [
+        _evaluation_of(found, saved.evaluations[str(k)], trainer) for k, found in enumerate(info["evaluations"])
+    ]
+
+
+def data_order(trainer: Trainer) -> dict[str, Any]:
+    """What decides which examples are in which batch."""
+    return {
+        "batch size": trainer.config.batch_size,
+        "world size": 1,
+        "seed": trainer.config.seed,
+        "training set": trainer.train_set.fingerprint,
+        "held-out set": trainer.held_out.fingerprint,
+    }
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    return [
+        f"its {key} is {theirs.get(key)}, this run's is {ours[key]}" for key in ours if theirs.get(key) != ours[key]
+    ]
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> dict[str, dict[str, Tensor]]:
+    """AdamW's state by parameter name (PyTorch numbers parameters; names survive a change of order)."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in agent.named_parameters()}
+    return {names[parameter]: dict(slots) for parameter, slots in optimizer.state.items()}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, agent: torch.nn.Module, state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    for name, parameter in agent.named_parameters():
+        if name in state:  # all slots on the parameter's device: the fused AdamW counts its steps there too
+            optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in state[name].items()}
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """PyTorch's generators, Python's and NumPy's global ones, as tensors."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - what libraries draw from
+    if (version, name) != (3, "MT19937"):
+        raise RuntimeError(f"random generators of unknown kind: Python's version {version}, NumPy's {name}")
+    state = {
+        "cpu": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
+        "numpy": torch.tensor([*keys.tolist(), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    gauss = float(state["python_gauss"])
+    random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
+    *keys, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(state["numpy_gauss"]))
+    )
+    if device.type == "cuda" and "cuda" in state:  # a run begun on a CPU has none
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextlib.contextmanager
+def random_kept(device: torch.device) -> Iterator[None]:
+    """What draws random numbers within leaves the generators as they were, also where it is left by a signal."""
+    before = random_state(device)
+    try:
+        yield
+    finally:
+        restore_random(before, device)
+
+
+def _windows_of(evaluation: Evaluation) -> Tensor:
+    return torch.stack([torch.from_numpy(evaluation.windows.values[name]) for name in COLUMNS])  # [5, N, P]
+
+
+def _evaluation_of(found: dict[str, Any], windows: Tensor, trainer: Trainer) -> Evaluation:
+    values = {name: column.numpy().copy() for name, column in zip(COLUMNS, windows, strict=True)}
+    report = WindowReport(values, trainer.codec.frame_rate, trainer.config.window_seconds)
+    return Evaluation(found["step"], found["loss"], found["parts"], report)
