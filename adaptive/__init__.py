@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .inference.refine import refine_windows
     from .model.agent import AdaptiveWindowCreativeAgent
     from .model.composer import CompositionalCreativeAgent
     from .model.compressor import TemporalCompressor
@@ -22,9 +23,10 @@ __all__ = [
     "TemporalCompressor",
     "TonalityReducer",
     "WindowSelector",
+    "refine_windows",
 ]
 
-_HOME = dict.fromkeys(__all__, ".model")
+_HOME = {**dict.fromkeys(__all__, ".model"), "refine_windows": ".inference.refine"}
 
 try:
     __version__ = version("adaptive-window")

@@ -26,7 +26,7 @@ PARTS = {
     "demo": {"config", "durable", "plots", "model", "audio", "training", "inference"},
     "cli": {"config", "durable", "plots", "model", "audio", "training", "inference", "demo"},
     "__main__": {"cli"},
-    "__init__": {"model"},
+    "__init__": {"model", "inference"},
 }
 HEAVY = {"encodec", "gradio", "huggingface_hub", "matplotlib", "mlflow", "scipy", "tensorboard", "torchaudio"}
 

@@ -17,6 +17,12 @@ SIGNATURES = {
 }
 
 
+REFINE_WINDOWS = (
+    "x, y, window_frames, *, start_x=None, ratio_x=None, start_y=None, ratio_y=None, move=('x',), features='latent', "
+    "restarts=4, levels=16, steps_per_level=13, blur=64.0, max_ratio=1.5, backend='auto'"
+)
+
+
 def bare(function: object) -> str:
     """The signature without annotations."""
     assert callable(function)
@@ -47,13 +53,20 @@ def test_documentation_names_every_argument(name: str) -> None:
     assert not missing
 
 
-def test_package_exports_the_five_modules() -> None:
+def test_signature_of_refine_windows() -> None:
+    assert bare(adaptive_window.refine_windows) == REFINE_WINDOWS
+    documentation = inspect.getdoc(adaptive_window.refine_windows) or ""
+    assert all(name in documentation for name in inspect.signature(adaptive_window.refine_windows).parameters)
+
+
+def test_package_exports_the_modules_and_the_search() -> None:
     assert set(adaptive_window.__all__) >= {
         "AdaptiveWindowCreativeAgent",
         "CompositionalCreativeAgent",
         "TemporalCompressor",
         "TonalityReducer",
         "WindowSelector",
+        "refine_windows",
     }
     for name in adaptive_window.__all__:
         assert getattr(adaptive_window, name) is not None

@@ -1,0 +1,230 @@
+"""Windows found by search: `refine_windows`.
+
+From coarse to fine, in the scale space of both signals. While the blur is wide, one lattice of windows holds them all
+and is scored exhaustively; where the blur gets finer than the lattice's cells, the best windows go on by the gradient
+that `resample_windows` has for start and ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptive_window.kernels.reference import compute_dtype, without_autocast
+
+from ..model.scale_space import annealed_sigma, gaussian_blur
+from .lattice import Windows, choose_cell, distinct_best, lattice, scores
+from .matching import check_features, correlation, match_features
+from .refine_arguments import check_search, check_signals, given_windows
+
+CELLS = 100  # cells of the lattice along a window: 8 frames each for 800
+SCORE_BLUR = 1 / 400  # of the window: blur of both signals under the score, 2 frames for 800
+BETAS = (0.9, 0.99)  # of Adam
+STEP_OF_BLUR, LEAST_STEP = 0.1, 0.02  # frames that Adam moves a coordinate in a step: 0.1·σ + 0.02
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two signals: its features `[B, F, T]`, and its window where it stays, else None."""
+
+    features: Tensor
+    fixed: Windows | None
+    max_ratio: float
+
+    def blurred(self, sigma: float) -> Tensor:
+        """Blurred by `sigma` frames of the window, so by r·sigma of its own; where r is sought, its middle serves."""
+        if sigma == 0:
+            return self.features
+        if self.fixed is not None:
+            return gaussian_blur(self.features, self.fixed.ratio[:, 0].to(self.features.dtype) * sigma)
+        return gaussian_blur(self.features, sigma * math.sqrt(self.max_ratio))
+
+    def inside(self, coordinates: Tensor, frames: int) -> Tensor:
+        """The nearest coordinates whose window fits into the clip, with a ratio from 1 to the largest."""
+        clip, root = self.features.shape[-1], math.sqrt(12)
+        longest = min(self.max_ratio, clip / frames) * frames
+        spread = coordinates[..., 1].clamp(frames / root, longest / root)
+        half = spread * (root / 2)
+        centre = torch.maximum(torch.minimum(coordinates[..., 0], clip - half), half)
+        return torch.stack((centre, spread), -1)
+
+
+def refine_windows(
+    x: Tensor,
+    y: Tensor,
+    window_frames: int,
+    *,
+    start_x: float | Tensor | None = None,
+    ratio_x: float | Tensor | None = None,
+    start_y: float | Tensor | None = None,
+    ratio_y: float | Tensor | None = None,
+    move: Sequence[str] = ("x",),
+    features: str = "latent",
+    restarts: int = 4,
+    levels: int = 16,
+    steps_per_level: int = 13,
+    blur: float = 64.0,
+    max_ratio: float = 1.5,
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """Find the window of every x that matches a window of its y, or a window of each that match.
+
+    Both signals become features (see `match_features`), are blurred in time by σ(i) = blur·(1 − i/(levels − 1))²
+    frames at level i, and the correlation of the two windows is raised, over start and ratio. Levels whose blur is at
+    least a cell wide (a hundredth of the window, at least a frame) are searched exhaustively, on a lattice of such
+    cells: that leaves the best of the finest of them. From there on each level takes `steps_per_level` steps of Adam
+    along the gradient, of 0.1·σ + 0.02 frames. Nothing is random.
+
+    Args:
+        x: latents, `[B, C, T]`, dense and floating; 16-bit ones are computed in float32.
+        y: latents, `[B, C, T']`, dtype and device of x; where it stays in place it may be W frames long.
+        window_frames: W, frames of the matched window, ≥ 2.
+        start_x, ratio_x, start_y, ratio_y: frames and frames per frame, each a number or `[B]`. For a signal that stays
+            in place: its window (by default start 0, ratio 1). For one that moves, both or neither: a first guess. It
+            descends all levels by gradient and is one of the `restarts`; with `restarts=1` it is the only one.
+            Numbers are checked, the values of tensors are not: a window beyond the clip's edges reads their last frame.
+        move: the signals whose window is sought: `("x",)`, `("y",)` or `("x", "y")`. With both moved, where clips share
+            more than the windows hold, any part of it is an answer.
+        features: `"latent"`, `"energy"` or `"difference"`.
+        restarts: places from which the gradient starts, ≥ 1; the one of best score is returned.
+        levels, steps_per_level, blur: the schedule: ≥ 1, ≥ 1, and σ of the first level in frames, ≥ 0.
+        max_ratio: the largest ratio that is sought, ≥ 1. A window never leaves its clip: start ≤ T − ratio·W.
+        backend: as `adaptive_window.kernels.resample_windows`.
+
+    Returns:
+        (start, ratio, score), each `[B]`, float32 (float64 for float64), without gradient; with both moved (start_x,
+        ratio_x, start_y, ratio_y, score). score in [−1, 1] is the correlation of the two windows' features, each band
+        about its own mean, both blurred by W/400 frames; `matching.MATCH_SCORE` says from where on it means a match. A
+        problem with NaN in it gives NaN, and no other.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+
+    Source of blurring both signals and annealing the blur: A. P. Witkin, D. Terzopoulos, M. Kass, "Signal matching
+    through scale space", International Journal of Computer Vision 1 (1987).
+    """
+    check_signals(x, y, window_frames, move)
+    check_features(features)
+    check_search(restarts, levels, steps_per_level, blur, max_ratio, backend)
+    given = {
+        "x": given_windows("x", x, start_x, ratio_x, window_frames, moved="x" in move),
+        "y": given_windows("y", y, start_y, ratio_y, window_frames, moved="y" in move),
+    }
+    names = [name for name in ("x", "y") if name in move]
+    names += [name for name in ("x", "y") if name not in move]  # whatever stays comes second
+    guess = [given[name] for name in names if name in move]
+    with torch.inference_mode(False), without_autocast(x.device.type):
+        sides = [
+            Side(
+                match_features({"x": x, "y": y}[name].clone(), features),
+                None if name in move else given[name],
+                float(max_ratio),
+            )
+            for name in names
+        ]
+        found = _search(sides, window_frames, guess, restarts, levels, steps_per_level, blur, backend)
+        score = window_score(sides, found, window_frames, backend)  # [B, R]
+        best = score.argmax(1, keepdim=True)
+    dtype = compute_dtype(x.dtype)
+    result = []
+    for windows in found[: len(guess)]:
+        result += [windows.start.gather(1, best)[:, 0].to(dtype), windows.ratio.gather(1, best)[:, 0].to(dtype)]
+    return (*result, score.gather(1, best)[:, 0])
+
+
+def window_score(sides: Sequence[Side], windows: Sequence[Windows], frames: int, backend: str) -> Tensor:
+    """The score of couples of windows, `[B, N]`."""
+    with torch.no_grad():
+        pair = [
+            w.read(side.blurred(SCORE_BLUR * frames), frames, backend) for side, w in zip(sides, windows, strict=True)
+        ]
+        return correlation(*pair)
+
+
+def _search(
+    sides: list[Side],
+    frames: int,
+    guess: list[Windows | None],
+    restarts: int,
+    levels: int,
+    steps: int,
+    blur: float,
+    backend: str,
+) -> list[Windows]:
+    """The windows of both signals after the last level, `[B, restarts]` of each (of a signal that stays: its own)."""
+    sigmas = [annealed_sigma(level, levels, float(blur)) for level in range(levels)]
+    moved = [side for side in sides if side.fixed is None]
+    clips = [side.features.shape[-1] for side in moved]
+    cell = choose_cell(clips, frames, max(1.0, frames / CELLS), moved[0].max_ratio)
+    wide = sum(sigma >= cell for sigma in sigmas)
+
+    starts: list[list[Tensor]] = [[] for _ in moved]  # coordinates of the windows that go on, [B, N, 2] each
+    if guess[0] is not None:
+        first = [windows.coordinates for windows in guess if windows is not None]
+        first = _descend(sides, frames, first, sigmas[:wide], steps, backend)
+        for place, coordinates in zip(starts, first, strict=True):
+            place.append(coordinates)
+    if restarts > len(starts[0]):
+        sigma = sigmas[max(0, wide - 1)]
+        best = _exhaustive(sides, frames, cell, sigma, restarts - len(starts[0]), backend)
+        for place, seeds in zip(starts, best, strict=False):
+            place.append(seeds.coordinates)
+    found = _descend(sides, frames, [torch.cat(place, 1) for place in starts], sigmas[wide:], steps, backend)
+    windows = [Windows.at(coordinates, frames) for coordinates in found]
+    stays = sides[1].fixed
+    return windows if stays is None else [*windows, stays]
+
+
+@torch.no_grad()
+def _exhaustive(
+    sides: list[Side], frames: int, cell: float, sigma: float, count: int, backend: str
+) -> tuple[Windows, ...]:
+    """The `count` best combinations of lattice windows, on signals blurred by `sigma`."""
+    windows = []
+    for side in sides:
+        batch, _, clip = side.features.shape
+        if side.fixed is None:
+            grid = torch.tensor(lattice(clip, frames, cell, side.max_ratio)).to(side.features)  # [2, N]
+            windows.append(Windows(grid[0].expand(batch, -1), grid[1].expand(batch, -1), frames))
+        else:
+            windows.append(side.fixed)
+    (x, y), (x_windows, y_windows) = sides, windows
+    thin = math.ceil(frames / cell)
+    table = scores(x.blurred(sigma), x_windows, y.blurred(sigma), y_windows, thin, backend)
+    return distinct_best(table, x_windows, y_windows, count, apart=2 * max(sigma, cell))
+
+
+@torch.enable_grad()
+def _descend(
+    sides: list[Side], frames: int, coordinates: list[Tensor], sigmas: list[float], steps: int, backend: str
+) -> list[Tensor]:
+    """Moves the windows uphill through the levels; coordinates `[B, N, 2]` of each moved signal."""
+    places = [c.clone().requires_grad_() for c in coordinates]
+    adam = torch.optim.Adam(places, betas=BETAS)
+    for sigma in sigmas:
+        count = frames if sigma < 2 else math.ceil(2 * frames / sigma)  # blurred: a frame every σ/2 is enough
+        blurred = [side.blurred(sigma) for side in sides]
+        for group in adam.param_groups:
+            group["lr"] = STEP_OF_BLUR * sigma + LEAST_STEP
+        fixed = [
+            side.fixed.read(signal, count, backend)
+            for side, signal in zip(sides, blurred, strict=True)
+            if side.fixed is not None
+        ]
+        for _ in range(steps):
+            read = [
+                Windows.at(place, frames).read(signal, count, backend)
+                for place, signal in zip(places, blurred, strict=False)
+            ]
+            total = correlation(*read, *fixed).sum()  # the problems are independent: so are their gradients
+            for place, gradient in zip(places, torch.autograd.grad(-total, places), strict=True):
+                place.grad = gradient
+            adam.step()
+            with torch.no_grad():
+                for place, side in zip(places, sides, strict=False):
+                    place.copy_(side.inside(place, frames))
+    return [place.detach() for place in places]

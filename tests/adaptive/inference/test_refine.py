@@ -1,0 +1,298 @@
+"""Planted windows are found, unrelated signals are not, and one problem does not see another."""
+
+import pytest
+import torch
+
+from adaptive_window import refine_windows
+from adaptive_window.inference.lattice import Windows, distinct_best, lattice
+from adaptive_window.inference.matching import MATCH_SCORE, lag_one_autocorrelation
+from adaptive_window.kernels import resample_windows
+from adaptive_window.model.scale_space import gaussian_blur
+
+T, W, C, B = 300, 200, 12, 6
+
+
+def smooth(*shape: int, width: float = 3.0, seed: int = 0) -> torch.Tensor:
+    noise = torch.randn(*shape[:-1], shape[-1] + 64, generator=torch.Generator().manual_seed(seed))
+    x = gaussian_blur(noise, width)[..., 32:-32]
+    return x / x.std()
+
+
+def planted(seed: int = 0, max_ratio: float = 1.5):
+    """x `[B, C, T]`, its windows `[B, C, W]`, and where they lie."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = smooth(B, C, T, seed=seed)
+    ratio = 1 + (max_ratio - 1) * torch.rand(B, generator=generator)
+    start = (T - ratio * W) * torch.rand(B, generator=generator)
+    return x, resample_windows(x, start[:, None], ratio[:, None], W)[:, 0], start, ratio
+
+
+def found(start, ratio, true_start, true_ratio) -> bool:
+    return bool(((start - true_start).abs() < 0.3).all() and ((ratio - true_ratio).abs() < 0.003).all())
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def answer(problem):
+    x, y, _, _ = problem
+    return refine_windows(x, y, W)
+
+
+def test_planted_windows_are_found(problem, answer):
+    start, ratio, score = answer
+    assert found(start, ratio, *problem[2:])
+    assert (score > 0.98).all()
+    assert all(v.shape == (B,) and v.dtype == torch.float32 and not v.requires_grad for v in answer)
+
+
+def test_unrelated_signals_are_no_match(problem, answer):
+    x, y, _, _ = problem
+    score = refine_windows(x, y.roll(1, 0), W)[2]
+    assert (score < MATCH_SCORE["latent"]).all()
+    assert (answer[2] > MATCH_SCORE["latent"]).all()
+
+
+def test_white_noise_is_no_match():
+    x, y = torch.randn(2, 4, C, T)
+    assert (refine_windows(x, y[..., :W], W)[2] < MATCH_SCORE["latent"]).all()
+
+
+def test_runs_are_bit_equal_and_inputs_stay(problem, answer):
+    x, y, _, _ = problem
+    before = x.clone(), y.clone()
+    with torch.no_grad():
+        again = refine_windows(x, y, W)
+    assert all(torch.equal(a, b) for a, b in zip(answer, again, strict=True))
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+
+
+def test_a_problem_does_not_see_its_neighbours(problem, answer):
+    """A neighbour of other content, of huge values, of NaN: the same window but for rounding (1e-3 frames)."""
+    x, y, _, _ = problem
+    alone = refine_windows(x[:1], y[:1], W)
+    spoiled = x.clone()
+    spoiled[1] *= 1e6
+    spoiled[2, 0, 0] = float("nan")
+    beside = refine_windows(spoiled, y, W)
+    for other in (alone, beside):
+        for a, b in zip(answer, other, strict=True):
+            torch.testing.assert_close(b[0], a[0], rtol=0, atol=1e-3)
+    assert beside[2][2].isnan()
+    assert not beside[2][[0, 1, 3, 4, 5]].isnan().any()
+
+
+def test_gain_and_equalization_cancel(problem, answer):
+    x, y, _, _ = problem
+    curve = torch.linspace(-2, 2, C)[None, :, None]
+    other = refine_windows(x, 3 * y + curve, W)
+    for a, b in zip(answer, other, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=2e-2)
+
+
+def test_the_window_of_a_longer_y(problem):
+    """y is a whole clip, and its window is given: as tensors, and (the first problem's) as numbers."""
+    x, _, start, ratio = problem
+    y = 2 * x + 1
+    found_start, found_ratio, score = refine_windows(x, y, W, start_y=start, ratio_y=ratio)
+    assert found(found_start, found_ratio, start, ratio)
+    assert (score > 0.999).all()
+    s, r, _ = refine_windows(x[:1], y[:1], W, start_y=float(start[0]), ratio_y=float(ratio[0]))
+    assert found(s, r, start[:1], ratio[:1])
+
+
+def test_by_default_the_first_frames_of_y(problem):
+    x = problem[0]
+    start, ratio, score = refine_windows(x, x, W)
+    assert found(start, ratio, torch.zeros(B), torch.ones(B))
+    assert (score > 0.999).all()
+
+
+def test_y_can_be_the_one_that_moves(problem, answer):
+    x, y, _, _ = problem
+    for a, b in zip(answer, refine_windows(y, x, W, move=("y",)), strict=True):
+        torch.testing.assert_close(b, a)
+
+
+def test_both_windows_are_found():
+    """The same content stands in two otherwise unrelated clips, stretched differently. Any part of it is an answer:
+    what counts is that both windows play the same frames of it at the same moment."""
+    generator = torch.Generator().manual_seed(5)
+    content = smooth(B, C, W, seed=7)
+    truth, clips = [], []
+    for k in range(2):
+        ratio = 1 + 0.5 * torch.rand(B, 1, generator=generator)
+        start = (T - ratio * W) * torch.rand(B, 1, generator=generator)
+        place = (torch.arange(T) - start + 0.5) / ratio - 0.5  # [B, T], frame of the content at frame t of the clip
+        inside = ((place > 0) & (place < W - 1))[:, None]
+        stretched = torch.stack([resample_rows(c, p) for c, p in zip(content, place, strict=True)])
+        clips.append(torch.where(inside, stretched, smooth(B, C, T, seed=20 + k)))
+        truth.append((start, ratio))
+    *windows, score = refine_windows(*clips, W, move=("x", "y"))
+    assert len(windows) == 4
+    assert (score > 0.95).all()
+    t = torch.arange(W) + 0.5
+    played = [
+        (start[:, None] + t * ratio[:, None] - true_start) / true_ratio  # [B, W]
+        for (start, ratio), (true_start, true_ratio) in zip((windows[:2], windows[2:]), truth, strict=True)
+    ]
+    assert (played[0] - played[1]).abs().max() < 1.5
+    assert played[0].min() > -3
+    assert played[0].max() < W + 3
+    again = refine_windows(*clips, W, move=("y", "x"))  # x's window first, whatever the order of the names
+    assert all(torch.equal(a, b) for a, b in zip([*windows, score], again, strict=True))
+
+
+def resample_rows(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """`[C, W]` read at places `[T]`: `[C, T]`."""
+    left = place.floor().clamp(0, x.shape[1] - 2).long()
+    return torch.lerp(x[:, left], x[:, left + 1], place - left)
+
+
+@pytest.mark.parametrize("features", ["energy", "difference"])
+def test_white_latents_are_found_by_their_loudness(features):
+    """White in time: content is different noise in x and in y, only its envelope is the same."""
+    generator = torch.Generator().manual_seed(3)
+    x, y, start, ratio = planted(seed=4)
+    loud = [(0.5 * v).exp().repeat_interleave(8, 1) for v in (x, y)]
+    white = [torch.randn(v.shape, generator=generator) * v for v in loud]
+    assert lag_one_autocorrelation(white[0]).abs().max() < 0.03  # five times 1/√(96 channels · 300 frames)
+    got_start, got_ratio, score = refine_windows(*white, W, features=features)
+    assert ((got_start - start).abs() < 2).all()
+    assert ((got_ratio - ratio).abs() < 0.02).all()
+    assert (score > refine_windows(white[0], white[1].roll(1, 0), W, features=features)[2].max()).all()
+
+
+def test_a_guess_descends_by_gradient_alone(problem):
+    """From the middle: with the blur it gets there, without it does not (the reason for the blur)."""
+    x, y, start, ratio = problem
+    middle = {"start_x": 25.0, "ratio_x": 1.25, "restarts": 1}
+    near = [(refine_windows(x, y, W, blur=blur, **middle)[0] - start).abs() < 1 for blur in (24.0, 0.0)]
+    assert near[0].sum() > near[1].sum()
+    close = refine_windows(x, y, W, start_x=start + 2, ratio_x=ratio, restarts=1, blur=4.0)
+    assert found(*close[:2], start, ratio)
+
+
+def test_larger_ratios_when_asked():
+    generator = torch.Generator().manual_seed(0)
+    x = smooth(2, C, 420, seed=8)
+    ratio = 1.6 + 0.4 * torch.rand(2, generator=generator)
+    start = (420 - ratio * W) * torch.rand(2, generator=generator)
+    y = resample_windows(x, start[:, None], ratio[:, None], W)[:, 0]
+    assert found(*refine_windows(x, y, W, max_ratio=2.0)[:2], start, ratio)
+    assert (refine_windows(x, y, W)[1] <= 1.5).all()
+
+
+def test_windows_stay_inside_their_clip(problem):
+    x, y, _, _ = problem
+    start, ratio, _ = refine_windows(x, y.flip(-1), W)
+    assert (start >= -1e-4).all()
+    assert (start + ratio * W <= T + 1e-3).all()
+    assert (ratio >= 1 - 1e-6).all()
+    assert (ratio <= 1.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize("frames", [2, 9])
+def test_clips_of_just_the_window(frames):
+    x = torch.randn(2, 3, frames)
+    start, ratio, score = refine_windows(x, x, frames, levels=4)
+    assert start.abs().max() < 1e-5
+    assert (ratio - 1).abs().max() < 1e-6
+    assert (score > 0.999).all()
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"levels": 1}, {"levels": 2}, {"blur": 0.0}, {"steps_per_level": 1}, {"restarts": 9}]
+)
+def test_any_schedule_runs(problem, schedule):
+    x, y, _, _ = problem
+    start, ratio, score = refine_windows(x[:2], y[:2], W, **schedule)
+    assert torch.stack((start, ratio, score)).isfinite().all()
+
+
+def test_silence_matches_nothing():
+    x = torch.zeros(1, 4, T)
+    start, ratio, score = refine_windows(x, x, W, levels=3)
+    assert torch.stack((start, ratio)).isfinite().all()
+    assert score.item() == 0
+
+
+def test_dtypes(problem):
+    x, y, start, ratio = (v[:2] for v in problem)
+    wide = refine_windows(x.double(), y.double(), W)
+    assert all(v.dtype == torch.float64 for v in wide)
+    assert found(*wide[:2], start, ratio)
+    half = refine_windows(x.bfloat16(), y.bfloat16(), W)
+    assert all(v.dtype == torch.float32 for v in half)
+    assert found(*half[:2], start, ratio)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert found(*refine_windows(x, y, W)[:2], start, ratio)
+
+
+def test_lattice_has_a_window_near_every_window():
+    starts, ratios = (torch.tensor(v) for v in lattice(T, W, 4.0, 1.5))
+    assert (starts + ratios * W <= T + 1e-3).all()
+    generator = torch.Generator().manual_seed(1)
+    ratio = 1 + 0.5 * torch.rand(500, generator=generator)
+    start = (T - ratio * W) * torch.rand(500, generator=generator)
+    ends = (start[:, None] - starts).abs().maximum((start + ratio * W)[:, None] - starts - ratios * W)
+    assert ends.min(1).values.max() <= 8.0
+
+
+def test_distinct_best_are_apart():
+    grid = Windows(torch.arange(20.0)[None], torch.ones(1, 20), 10)
+    score = -(torch.arange(20.0) - 12).abs()[None, :, None] / 20
+    one = Windows(torch.zeros(1, 1), torch.ones(1, 1), 10)
+    x, y = distinct_best(score, grid, one, 3, apart=4.5)
+    assert x.start[0].tolist() == pytest.approx([12, 7, 17])  # 7 and 17 are equally good: the first
+    assert y.start.shape == (1, 3)
+
+
+X = torch.randn(2, 4, 60)
+BAD = {
+    "x no tensor": (TypeError, r"x must be a torch\.Tensor", {"x": [1]}),
+    "x rank": (ValueError, r"x must have shape \[B, C, T\]", {"x": X[0]}),
+    "y integer": (TypeError, r"y must have a floating dtype", {"y": X.long()}),
+    "y dtype": (TypeError, r"y must have the dtype of x", {"y": X.double()}),
+    "y channels": (
+        ValueError,
+        r"y must have the batch and channels of x \[2, 4\], got shape \[2, 3, 60\]",
+        {"y": X[:, :3]},
+    ),
+    "empty": (ValueError, r"x must have at least one clip", {"x": X[:0]}),
+    "window": (TypeError, r"window_frames must be an int", {"window_frames": 40.0}),
+    "window small": (ValueError, r"window_frames must be at least 2, got 1", {"window_frames": 1}),
+    "x short": (ValueError, r"x must have at least window_frames \(70\) frames.*60", {"window_frames": 70}),
+    "y short": (ValueError, r"y must hold its window: start_y 0 \+ ratio_y 1 · 40", {"y": X[..., :30]}),
+    "y beyond": (ValueError, r"y must hold its window: start_y 10", {"start_y": 10, "ratio_y": 1.5}),
+    "y negative": (ValueError, r"start_y must be finite and at least 0 frames, got -1", {"start_y": -1.0}),
+    "ratio zero": (ValueError, r"ratio_y must be positive", {"ratio_y": 0}),
+    "start list": (TypeError, r"start_y must be a number or a tensor \[B\], got list", {"start_y": [0, 0]}),
+    "start shape": (ValueError, r"start_y must be a number or \[B\] with B = 2", {"start_y": torch.zeros(3)}),
+    "half a guess": (ValueError, r"ratio_x must be given too where start_x is", {"start_x": 3.0}),
+    "other half": (ValueError, r"start_x must be given too where ratio_x is", {"ratio_x": 1.2}),
+    "move string": (TypeError, r"move must be a tuple of names", {"move": "x"}),
+    "move empty": (ValueError, r'move must be \("x",\)', {"move": ()}),
+    "move twice": (ValueError, r"move must be", {"move": ("x", "x")}),
+    "move other": (ValueError, r"move must be.*'z'", {"move": ("z",)}),
+    "features": (ValueError, r"features must be one of 'latent'.*'mel'", {"features": "mel"}),
+    "features type": (TypeError, r"features must be one of", {"features": None}),
+    "restarts": (ValueError, r"restarts must be at least 1, got 0", {"restarts": 0}),
+    "levels": (TypeError, r"levels must be an int, got float", {"levels": 4.0}),
+    "steps": (ValueError, r"steps_per_level must be at least 1", {"steps_per_level": 0}),
+    "blur": (ValueError, r"blur must be finite and at least 0 frames, got -1", {"blur": -1}),
+    "max_ratio": (ValueError, r"max_ratio must be finite and at least 1, got 0.5", {"max_ratio": 0.5}),
+    "max_ratio type": (TypeError, r"max_ratio must be a number, got str", {"max_ratio": "2"}),
+    "backend": (ValueError, r"backend must be one of", {"backend": "cuda"}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_named(name):
+    error, match, change = BAD[name]
+    with pytest.raises(error, match=match):
+        refine_windows(**{"x": X, "y": X, "window_frames": 40, **change})
