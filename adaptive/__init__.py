@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from .model.agent import AdaptiveWindowCreativeAgent
     from .model.composer import CompositionalCreativeAgent
     from .model.compressor import TemporalCompressor
+    from .model.correlation_selector import CorrelationSelector
     from .model.selector import WindowSelector
     from .model.tonality import TonalityReducer
 
 __all__ = [
     "AdaptiveWindowCreativeAgent",
     "CompositionalCreativeAgent",
+    "CorrelationSelector",
     "TemporalCompressor",
     "TonalityReducer",
     "WindowSelector",

@@ -77,6 +77,9 @@ class TrainConfig(CodecOptions, DataOptions):
     workers: NonNegativeInt = flag(0, "data loader processes")
 
     num_pairs: PositiveInt = flag(3, "pairs of windows")
+    selector: Literal["mlp", "correlation"] = flag(
+        "mlp", "what chooses windows: a network over both clips, or the input's best match with learned target windows"
+    )
     clip_seconds: PositiveFloat = flag(24.0, "length of the clips that windows are chosen from")
     window_seconds: PositiveFloat = flag(16.0, "length of the composed pattern")
     max_ratio: AtLeastOne = flag(1.5, "strongest compression in time")

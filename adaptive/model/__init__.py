@@ -3,12 +3,14 @@
 from .agent import AdaptiveWindowCreativeAgent
 from .composer import CompositionalCreativeAgent
 from .compressor import TemporalCompressor
+from .correlation_selector import CorrelationSelector
 from .selector import WindowSelector, windows_from_logits
 from .tonality import TonalityReducer
 
 __all__ = [
     "AdaptiveWindowCreativeAgent",
     "CompositionalCreativeAgent",
+    "CorrelationSelector",
     "TemporalCompressor",
     "TonalityReducer",
     "WindowSelector",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .composer import MAX_FRAMES, CompositionalCreativeAgent, agent_loss, evaluating
+from .correlation_selector import CorrelationSelector
 from .selector import WindowSelector
 from .tonality import TonalityReducer
 from .validation import check_count
@@ -29,6 +30,8 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         kernel_size: taps of the tonality transform's depthwise convolution, odd.
         component_dim, composer_heads, composer_layers, composer_dim: as `CompositionalCreativeAgent`.
         dropout: probability everywhere, in training.
+        selector: `"mlp"`, `WindowSelector`, whose keys are the original's; or `"correlation"`, `CorrelationSelector`,
+            which has few parameters, finds the input's windows by comparing, and knows the target's by heart.
         backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`, for the window kernels.
     """
 
@@ -45,6 +48,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         composer_layers: int = 4,
         composer_dim: int = 512,
         dropout: float = 0.1,
+        selector: str = "mlp",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -53,9 +57,17 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             raise ValueError(
                 f"window_frames must be at most {MAX_FRAMES} (the composer's positional encoding), got {window_frames}"
             )
-        self.window_selector = WindowSelector(
-            encoding_dim, num_pairs, window_frames=window_frames, max_ratio=max_ratio, dropout=dropout
-        )
+        if selector not in ("mlp", "correlation"):
+            raise ValueError(f"selector must be 'mlp' or 'correlation', got {selector!r}")
+        self.window_selector: WindowSelector | CorrelationSelector
+        if selector == "mlp":
+            self.window_selector = WindowSelector(
+                encoding_dim, num_pairs, window_frames=window_frames, max_ratio=max_ratio, dropout=dropout
+            )
+        else:
+            self.window_selector = CorrelationSelector(
+                encoding_dim, num_pairs, window_frames=window_frames, max_ratio=max_ratio
+            )
         self.tonality_reducer_input = TonalityReducer(encoding_dim, kernel_size, backend=backend)
         self.tonality_reducer_target = TonalityReducer(encoding_dim, kernel_size, backend=backend)
         self.creative_agent = CompositionalCreativeAgent(

@@ -51,6 +51,18 @@ def windows_from_logits(logits: Tensor, frames: int, window_frames: int, max_rat
     }
 
 
+def fresh_logits(num_pairs: int) -> Tensor:
+    """`[P, 5]`: starts evenly over the reachable range (one pair: its middle), ratios near 1, strength 0.5."""
+    starts = torch.linspace(FIRST_START, LAST_START, num_pairs)
+    if num_pairs == 1:
+        starts = torch.tensor([0.5])
+    logits = torch.empty(num_pairs, PER_PAIR)
+    logits[:, 0:2] = torch.logit(starts)[:, None]
+    logits[:, 2:4] = math.log(FRESH_RATIO / (1 - FRESH_RATIO))
+    logits[:, 4] = 0.0
+    return logits
+
+
 class WindowSelector(nn.Module):
     """Chooses P windows in each of two clips, and how strongly their tonality is transformed.
 
@@ -107,16 +119,9 @@ class WindowSelector(nn.Module):
 
     def _fresh_last_layer(self) -> nn.Linear:
         last = nn.Linear(256, PER_PAIR * self.num_pairs)
-        starts = torch.linspace(FIRST_START, LAST_START, self.num_pairs)
-        if self.num_pairs == 1:
-            starts = torch.tensor([0.5])
-        bias = torch.empty(self.num_pairs, PER_PAIR)
-        bias[:, 0:2] = torch.logit(starts)[:, None]
-        bias[:, 2:4] = math.log(FRESH_RATIO / (1 - FRESH_RATIO))
-        bias[:, 4] = 0.0
         with torch.no_grad():
             nn.init.normal_(last.weight, std=LAST_LAYER_STD)
-            last.bias.copy_(bias.flatten())
+            last.bias.copy_(fresh_logits(self.num_pairs).flatten())
         return last
 
     def logits(self, x_input: Tensor, x_target: Tensor) -> Tensor:

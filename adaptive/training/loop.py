@@ -74,6 +74,7 @@ class Trainer:
             "num_pairs": config.num_pairs,
             "window_frames": self.window,
             "max_ratio": config.max_ratio,
+            "selector": config.selector,
             **agent_options,
         }
         self.agent = AdaptiveWindowCreativeAgent(**self.agent_arguments).to(self.device)

@@ -148,9 +148,10 @@ class ForbidWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("selector", ["mlp", "correlation"])
 @pytest.mark.parametrize("training", [False, True])
-def test_nothing_waits_for_the_device(training: bool) -> None:
-    agent, (x, y) = small_agent().train(training), clips()
+def test_nothing_waits_for_the_device(training: bool, selector: str) -> None:
+    agent, (x, y) = small_agent(selector=selector).train(training), clips()
     with pytest.raises(AssertionError, match="waits"), ForbidWaiting():
         float(x.sum())
     with ForbidWaiting():
@@ -291,3 +292,5 @@ def test_wrong_inputs() -> None:
         agent(x.long(), y)
     with pytest.raises(ValueError, match="window_frames must be at most 2000"):
         AdaptiveWindowCreativeAgent(window_frames=2001)
+    with pytest.raises(ValueError, match="selector must be 'mlp' or 'correlation', got 'best'"):
+        AdaptiveWindowCreativeAgent(selector="best")
