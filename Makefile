@@ -3,7 +3,7 @@ PYTHON ?= python
 CASES ?= 10000
 SEED ?= 0
 
-.PHONY: test lint sanitize mutants inspect
+.PHONY: test lint sanitize mutants inspect fuzz
 
 test:
 	$(PYTHON) -m pytest
@@ -25,3 +25,7 @@ mutants:
 inspect:
 	$(PYTHON) -m adaptive_window.kernels.inspect --arch 90
 	$(PYTHON) -m adaptive_window.kernels.inspect --arch 80
+
+# Damaged audio files, read by the shipped reader in a child process (tests/support/fuzz_audio.py).
+fuzz:
+	PYTHONPATH=tests/support $(PYTHON) -m fuzz_audio --cases $(CASES) --seed $(SEED)
