@@ -1,9 +1,11 @@
 # Every target takes PYTHON, the interpreter of an environment where `pip install -e ".[test,lint]"` has run.
 PYTHON ?= python
 CASES ?= 10000
+RUNS ?= 200
+MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: test lint sanitize mutants inspect fuzz
+.PHONY: test lint sanitize mutants inspect fuzz kill soak
 
 test:
 	$(PYTHON) -m pytest
@@ -20,6 +22,14 @@ sanitize:
 # Bugs put into copies of the shipped kernels, one at a time; fails if one that is no equivalent survives.
 mutants:
 	TRITON_INTERPRET=1 PYTHONPATH=tests/support $(PYTHON) -m mutants
+
+# Training runs killed by SIGKILL at random moments and resumed: each has to end bit-equal to the one left alone.
+kill:
+	PYTHONPATH=tests/support OMP_NUM_THREADS=1 $(PYTHON) -m kill_runs --runs $(RUNS) --seed $(SEED)
+
+# A long run with random kills, signals and restarts: its end has to be that of an uninterrupted one, its memory flat.
+soak:
+	PYTHONPATH=tests/support OMP_NUM_THREADS=1 $(PYTHON) -m soak --minutes $(MINUTES) --seed $(SEED)
 
 # Registers, spills, shared memory and instructions of every shipped kernel; needs no GPU.
 inspect:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from ..durable import write_bytes
 from .codec import Codec
 from .files import AudioError, check_readable, stream_audio
 
@@ -146,17 +147,13 @@ class LatentCache:
         if path is None:
             self._memory[key] = latents
             return
-        temporary = path.with_name(f".{key}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             latents = latents.contiguous()
-            temporary.write_bytes(save({"latents": latents}, {"sha256": _checksum(latents), "codec": self._codec_key}))
-            os.replace(temporary, path)
+            metadata = {"sha256": _checksum(latents), "codec": self._codec_key}
+            write_bytes(path, save({"latents": latents}, metadata))
         except OSError as error:
             raise OSError(error.errno, f"the latent cache cannot be written: {error.strerror}", str(path)) from error
-        finally:
-            if temporary.exists():
-                temporary.unlink()
 
 
 def _checksum(latents: Tensor) -> str:

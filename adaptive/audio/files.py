@@ -15,6 +15,8 @@ import soxr
 import torch
 from torch import Tensor
 
+from ..durable import replacing
+
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES: tuple[str, ...] = (
@@ -166,19 +168,16 @@ def write_audio(
     if subtype != "FLOAT" and peak > 1:
         log.warning("%r: peak %.3f, scaled by %.3f so that nothing clips", str(path), peak, 0.999 / peak)
         samples = samples * (0.999 / peak)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        name = os.fsencode(temporary)
-        with soundfile.SoundFile(name, "w", sample_rate, 1, format=kind, subtype=subtype) as sound:
-            if comment is not None:
-                sound.comment = comment
-            sound.write(samples.numpy())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            name = os.fsencode(temporary)
+            with soundfile.SoundFile(name, "w", sample_rate, 1, format=kind, subtype=subtype) as sound:
+                if comment is not None:
+                    sound.comment = comment
+                sound.write(samples.numpy())
     except (OSError, soundfile.SoundFileError) as error:
         reason = "no such folder" if not path.parent.is_dir() else str(error)
         raise AudioError(path, f"cannot be written ({reason})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def find_audio(folder: str | os.PathLike[str]) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import pickle
 import queue
 import threading
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..durable import replacing
 from .codec import CodecUnavailable
 
 TOTAL_PATIENCE = 60
@@ -102,7 +102,6 @@ def _download(source: Source, timeout: float) -> Path:
         raise ValueError(f"timeout must be positive, got {timeout}")
     path = download_folder() / source.saved_as
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     stop = threading.Event()
     blocks: queue.Queue[bytes | int | BaseException] = queue.Queue(maxsize=16)
 
@@ -125,32 +124,31 @@ def _download(source: Source, timeout: float) -> Path:
     threading.Thread(target=transfer, daemon=True, name="fetch weights").start()
     begun, expected, sha = time.monotonic(), 0, hashlib.sha256()
     try:
-        with open(temporary, "wb") as file, tqdm(desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
-            while True:
-                item = blocks.get(timeout=timeout)
-                if isinstance(item, BaseException):
-                    raise OSError(str(item) or type(item).__name__) from item
-                if isinstance(item, int):
-                    expected = bar.total = item
-                    continue
-                if not item:
-                    break
-                file.write(item)
-                sha.update(item)
-                bar.update(len(item))
-                if time.monotonic() - begun > TOTAL_PATIENCE * timeout:
-                    raise OSError(f"not done after {TOTAL_PATIENCE * timeout:.0f} s")
-        size = temporary.stat().st_size
-        if expected and size != expected:
-            raise OSError(f"{size} of {expected} bytes came")
-        if not sha.hexdigest().startswith(source.sha256):
-            raise OSError(f"the sha256 does not begin with {source.sha256}")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            with open(temporary, "wb") as file, tqdm(desc=path.name, unit="B", unit_scale=True, leave=False) as bar:
+                while True:
+                    item = blocks.get(timeout=timeout)
+                    if isinstance(item, BaseException):
+                        raise OSError(str(item) or type(item).__name__) from item
+                    if isinstance(item, int):
+                        expected = bar.total = item
+                        continue
+                    if not item:
+                        break
+                    file.write(item)
+                    sha.update(item)
+                    bar.update(len(item))
+                    if time.monotonic() - begun > TOTAL_PATIENCE * timeout:
+                        raise OSError(f"not done after {TOTAL_PATIENCE * timeout:.0f} s")
+            size = temporary.stat().st_size
+            if expected and size != expected:
+                raise OSError(f"{size} of {expected} bytes came")
+            if not sha.hexdigest().startswith(source.sha256):
+                raise OSError(f"the sha256 does not begin with {source.sha256}")
     except queue.Empty:
         raise OSError(f"no answer for {timeout:.0f} s") from None
     finally:
         stop.set()
-        temporary.unlink(missing_ok=True)
     return path
 
 

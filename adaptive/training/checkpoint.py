@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..config import UsageError
@@ -70,16 +70,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
         tensors |= {f"optimizer.{name}.{slot}": value for slot, value in slots.items()}
     tensors |= {f"random.{name}": value for name, value in checkpoint.random.items()}
     tensors |= {f"evaluation.{name}": value for name, value in checkpoint.evaluations.items()}
-    on_cpu = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {KEY: json.dumps({"format": FORMAT, **checkpoint.info}), "sha256": UNSEALED}
+    # not save_file: its temporary file has a name of its own, by which nobody would find it after a kill
+    content = save(on_cpu, metadata=metadata)
     try:
         with replacing(path) as temporary:
-            save_file(on_cpu, temporary, metadata=metadata)
-            _seal(temporary)
+            _write_sealed(temporary, content)
             if previous is not None and path.exists():
                 flush(temporary)  # whole on the disk before the one before it loses its name
                 os.replace(path, previous)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"{path} cannot be written ({error}); the checkpoint before it is whole: make room, then --resume"
         ) from error
@@ -172,6 +173,18 @@ def _read_info(path: Path, text: str) -> dict[str, Any]:
     raise DamagedCheckpoint(f"{path} is not a readable checkpoint: its metadata is not what adaptive-window writes")
 
 
+def _write_sealed(path: Path, content: bytes) -> None:
+    """The file, with the checksum where its header holds zeros."""
+    found = _SEAL.search(content, 8, 8 + int.from_bytes(content[:8], "little"))
+    if found is None or found[1] != UNSEALED.encode():
+        raise RuntimeError("safetensors wrote its metadata in a form that has no place for the checksum")
+    whole = memoryview(content)
+    with path.open("wb") as file:
+        file.write(whole[: found.start(1)])
+        file.write(hashlib.sha256(content).hexdigest().encode())
+        file.write(whole[found.end(1) :])
+
+
 def _header(path: Path) -> bytes:
     """The first bytes of a safetensors file: the header's length, 8 bytes, and the header."""
     size = path.stat().st_size
@@ -183,33 +196,19 @@ def _header(path: Path) -> bytes:
         return start + file.read(length)
 
 
-def _digest(path: Path, digits_at: int) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        sha.update(file.read(digits_at))
-        file.seek(digits_at + len(UNSEALED))
-        sha.update(UNSEALED.encode())
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
-
-
-def _seal(path: Path) -> None:
-    """Puts the checksum where the header holds zeros."""
-    found = _SEAL.search(_header(path))
-    if found is None:
-        raise RuntimeError("safetensors wrote its metadata in a form that has no place for the checksum")
-    with path.open("r+b") as file:
-        file.seek(found.start(1))
-        file.write(_digest(path, found.start(1)).encode())
-
-
 def _check_seal(path: Path) -> bool:
     """Whether the file has a checksum, which then is right; ValueError where it is wrong."""
     found = _SEAL.search(_header(path))
     if found is None:
         return False
-    if _digest(path, found.start(1)).encode() != found[1]:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        sha.update(file.read(found.start(1)))
+        sha.update(UNSEALED.encode())
+        file.seek(found.end(1))
+        while block := file.read(1 << 20):
+            sha.update(block)
+    if sha.hexdigest().encode() != found[1]:
         raise ValueError("its checksum differs from its content: the file is damaged")
     return True
 

@@ -25,7 +25,7 @@ from .logging import RunLog, note
 from .objective import Objective
 from .order import batches_of
 from .signals import StopSignals, Terminated
-from .state import Progress, give_state, random_kept, take_state
+from .state import Progress, give_state, random_kept, seed_all, take_state
 from .step import Stepper, StepRecord, problem_of
 
 
@@ -67,7 +67,7 @@ class Trainer:
         self.config, self.codec, self.train_set, self.held_out = config, codec, train, held_out
         self.stop = stop or StopSignals()
         self.device = choose_device(config.device)
-        torch.manual_seed(config.seed)
+        seed_all(config.seed)
         self.window = codec.frames(config.window_seconds)
         self.agent_arguments: dict[str, Any] = {
             "encoding_dim": codec.dim,

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-FIRST = b"\nstopping: this run saves its state first; Ctrl-C again leaves at once, with the checkpoint before\n"
+FIRST = b"\nstopping: what was trained is saved first; Ctrl-C again leaves at once, with the checkpoint before\n"
 
 
 class Terminated(SystemExit):

@@ -127,6 +127,13 @@ def restore_optimizer(
             optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in state[name].items()}
 
 
+def seed_all(seed: int) -> None:
+    """PyTorch's generators, on every device, and the global ones of Python and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+
+
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """PyTorch's generators, Python's and NumPy's global ones, as tensors."""
     version, words, gauss = random.getstate()
