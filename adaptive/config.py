@@ -103,6 +103,11 @@ class TrainConfig(CodecOptions, DataOptions):
     spectral_weight: NonNegativeFloat = flag(1.0, "weight of the spectral loss")
     decode_seconds: PositiveFloat = flag(4.0, "seconds of each pattern that the decoded loss looks at in a step")
     novelty_weight: NonNegativeFloat = flag(0.1, "weight of the mean of the pairs' own losses")
+    matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
+    anneal_blur: NonNegativeFloat = flag(
+        0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"
+    )
+    anneal_until: ClosedUnitInterval = flag(0.75, "share of the run after which nothing is blurred any more")
     overlap_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on pairs that choose the same region")
     ratio_diversity_weight: NonNegativeFloat = flag(0.0, "weight of the reward for ratios that differ among pairs")
     rhythm_weight: NonNegativeFloat = flag(0.0, "weight of rhythm matching between the two windows of a pair")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adaptive_window.kernels import resample_windows
 from adaptive_window.kernels.reference import compute_dtype
 
+from .matching import standardized
 from .selector import fresh_logits, windows_from_logits
 from .validation import check_count, check_positive, check_streams
 
@@ -23,7 +24,6 @@ CELLS = 200  # a window's length in cells of the search, at most twice that: 4 f
 CELLS_PER_RATIO = 4  # ratios of the lattice differ by 4 cells of length, so that no frame is off by more than a cell
 REACH = 2  # cells, and steps of ratio, around the best place that its position is averaged over
 FRESH_SHARPNESS = 100.0
-SPREAD_FLOOR = 1e-2  # added to a channel's spread over the clip: silence stays silence
 ROUNDING = 1e-2  # cells by which a length that should be whole may miss it, in float32
 SILENCE = 1e-3  # power, of the clip's own, under a correlation: near-silent windows correlate with nothing
 
@@ -109,9 +109,7 @@ class CorrelationSelector(nn.Module):
 
     def _cells(self, x: Tensor) -> Tensor:
         """`[B, C, T]` -> `[B, C, ⌊T/q⌋]`, each channel over its own mean and spread in time."""
-        x = F.avg_pool1d(x, self.cell)
-        x = x - x.mean(2, keepdim=True)
-        return x / (x.square().mean(2, keepdim=True) + SPREAD_FLOOR**2).sqrt()
+        return standardized(F.avg_pool1d(x, self.cell))
 
     def _scores(self, x: Tensor, y: Tensor, start: Tensor, ratio: Tensor, places: Lattice) -> Tensor:
         """Correlations `[B, Q, K, S]` of x's windows on the lattice with y's given ones; x, y in cells `[B, C, N]`."""

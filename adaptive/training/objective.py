@@ -6,6 +6,11 @@
 its present place. That window is taken as data: its position is not trained through this term, because the nearest
 way to a small distance would be a silent or monotonous place in the target. Windows learn through the pattern, which is
 made from them.
+
+`matching` compares the pair's two windows with each other, and trains both. In the first part of a run it does so on
+blurred clips (`--anneal-blur`), since the gradient of a start sees no farther than the signal is smooth. Nothing else
+is blurred: the selector and the composer get the clips themselves, as they will after training, and the other terms
+compare what is heard.
 """
 
 from __future__ import annotations
@@ -17,8 +22,10 @@ from torch import Tensor
 
 from adaptive_window.kernels import resample_windows
 
-from ..config import TrainConfig
+from ..config import TrainConfig, UsageError
 from ..model import losses as terms
+from ..model.matching import matching_loss
+from ..model.scale_space import annealed_sigma
 
 
 class Decoder(Protocol):
@@ -34,12 +41,23 @@ class Decoder(Protocol):
     def frames(self, seconds: float) -> int: ...
 
 
+def blur_at(config: TrainConfig, step: int | None) -> float:
+    """Frames of blur in the step after `step` steps: falls as (1 − progress)², and is 0 from `anneal_until` on.
+
+    None stands for the end of the run, which is what evaluations measure by: losses at different blurs do not compare.
+    """
+    steps = max(1, round(config.anneal_until * config.max_steps))
+    return 0.0 if step is None or step >= steps else annealed_sigma(step, steps, config.anneal_blur)
+
+
 class Objective:
     """Callable: `(outputs, losses, windows, x, y)` -> `(loss, parts)`, both differentiable, `parts` by name."""
 
     def __init__(self, codec: Decoder, config: TrainConfig) -> None:
         self.codec = codec
         self.config = config
+        if config.anneal_blur and not config.matching_weight:
+            raise UsageError("--anneal-blur blurs what matching compares: add --matching-weight, or leave it away")
         self.decode_frames = max(1, codec.frames(config.decode_seconds))
 
     def __call__(
@@ -51,7 +69,9 @@ class Objective:
         y: Tensor,
         *,
         random_stretch: bool = True,
+        step: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`step`: steps taken before, for what is annealed; None for the end of the run (`blur_at`)."""
         config = self.config
         patterns = torch.stack(outputs, dim=1).float()  # [B, P, C, W]
         window = patterns.shape[-1]
@@ -60,6 +80,9 @@ class Objective:
             "novelty": torch.mean(torch.stack(losses)),
         }
         loss = config.spectral_weight * parts["spectral"] + config.novelty_weight * parts["novelty"]
+        if config.matching_weight:
+            parts["matching"] = matching_loss(x, y, windows, window, sigma=blur_at(config, step))
+            loss = loss + config.matching_weight * parts["matching"]
         if config.overlap_weight:
             parts["overlap"] = terms.window_overlap_penalty(windows, window)
             loss = loss + config.overlap_weight * parts["overlap"]

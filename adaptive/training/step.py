@@ -87,7 +87,7 @@ class Stepper:
         x, y = (batch[key].to(self.device, non_blocking=True) for key in ("input", "target"))
         with self._autocast():
             outputs, losses, metadata = self.forward(x, y)
-        loss, parts = self.objective(outputs, losses, metadata["windows"], x, y)
+        loss, parts = self.objective(outputs, losses, metadata["windows"], x, y, step=taken)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self.config.clip_gradient)
         bad = agreed((~(loss.detach().isfinite() & norm.isfinite())).float())
