@@ -108,8 +108,15 @@ class TrainConfig(CodecOptions, DataOptions):
         0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"
     )
     anneal_until: ClosedUnitInterval = flag(0.75, "share of the run after which nothing is blurred any more")
+    novelty: Literal["original", "corrected"] = flag(
+        "original", "those losses: the original's, or with likeness and balance measured so that signs cannot cancel"
+    )
+    reconstruction_weight: NonNegativeFloat = flag(
+        0.0, "weight of the mean squared difference of each pattern and its pair's window of the target"
+    )
     overlap_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on pairs that choose the same region")
     ratio_diversity_weight: NonNegativeFloat = flag(0.0, "weight of the reward for ratios that differ among pairs")
+    ratio_spread: PositiveFloat = flag(0.1, "difference of two ratios beyond which that reward no longer grows")
     rhythm_weight: NonNegativeFloat = flag(0.0, "weight of rhythm matching between the two windows of a pair")
     envelope_copy_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on copying a source's loudness envelope")
 

@@ -32,6 +32,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         dropout: probability everywhere, in training.
         selector: `"mlp"`, `WindowSelector`, whose keys are the original's; or `"correlation"`, `CorrelationSelector`,
             which has few parameters, finds the input's windows by comparing, and knows the target's by heart.
+        novelty: of the pairs' losses, "original" or "corrected" (`composer.novelty_terms`).
         backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`, for the window kernels.
     """
 
@@ -49,6 +50,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         composer_dim: int = 512,
         dropout: float = 0.1,
         selector: str = "mlp",
+        novelty: str = "original",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -71,7 +73,13 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         self.tonality_reducer_input = TonalityReducer(encoding_dim, kernel_size, backend=backend)
         self.tonality_reducer_target = TonalityReducer(encoding_dim, kernel_size, backend=backend)
         self.creative_agent = CompositionalCreativeAgent(
-            encoding_dim, component_dim, composer_heads, composer_layers, composer_dim=composer_dim, dropout=dropout
+            encoding_dim,
+            component_dim,
+            composer_heads,
+            composer_layers,
+            composer_dim=composer_dim,
+            dropout=dropout,
+            novelty=novelty,
         )
 
     @property

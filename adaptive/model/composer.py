@@ -20,6 +20,7 @@ SLOPE = 0.2  # of every LeakyReLU
 MAX_FRAMES = 2000  # positions in the table
 LIMIT = 50.0  # the output's; latents of EnCodec stay within ±30
 BALANCE_WEIGHT = 0.1
+NOVELTIES = ("original", "corrected")
 COSINE_EPS = 1e-3  # a frame of smaller norm counts as silent: its cosine fades to 0, and its gradient stays finite
 
 
@@ -98,11 +99,37 @@ class ComponentComposer(nn.Module):
         return self.output_projection(x).clamp(-LIMIT, LIMIT).transpose(1, 2)
 
 
-def agent_loss(terms: Tensor) -> Tensor:
-    """novelty + balance from `[..., 3]` means: cosine to the input, cosine to the target, imbalance of the logits.
+def novelty_terms(output: Tensor, x_input: Tensor, x_target: Tensor, logits: Tensor, novelty: str) -> Tensor:
+    """Every sample's terms `[N, 3]` for `agent_loss`: likeness to the input and to the target, and imbalance.
 
-    novelty = ½·(|cos(out, input)| + |cos(out, target)|)        0 where out is orthogonal to both
-    balance = 0.1·|Σ logits of the input's components − Σ logits of the target's|
+    With cosines over the channels of each frame, and means over the frames of a sample:
+
+        original:   mean cos(out, input),  mean cos(out, target),  Σ mean logits of the input's three − of the target's
+        corrected:  mean cos²(out, input), mean cos²(out, target), the same of the softmax weights, absolute, ≤ 1
+
+    The original's absolute value comes after the mean (over frames and batch): frames that copy and frames that copy
+    with the sign turned cancel, and the whole passes for new. Its logits have no bound, so that the imbalance can
+    outweigh the rest. `benchmarks/losses.py` shows both.
+
+    Args:
+        output, x_input, x_target: `[N, C, W]`.
+        logits: of the six components, `[N, 6, W]`.
+        novelty: "original" or "corrected".
+    """
+    if novelty == "corrected":
+        cos_input, cos_target = (_cosine(output, x).square().mean(1) for x in (x_input, x_target))
+        weights = torch.softmax(_wide(logits), dim=1).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2], summing to 1
+        return torch.stack([cos_input, cos_target, (weights[:, 0] - weights[:, 1]).abs()], dim=1)
+    cos_input, cos_target = (_cosine(output, x).mean(1) for x in (x_input, x_target))
+    sums = _wide(logits).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2]: the input's three, the target's three
+    return torch.stack([cos_input, cos_target, sums[:, 0] - sums[:, 1]], dim=1)
+
+
+def agent_loss(terms: Tensor) -> Tensor:
+    """novelty + balance from `[..., 3]` means: likeness to the input, likeness to the target, imbalance.
+
+    novelty = ½·(|likeness to input| + |likeness to target|)        0 where out is orthogonal to both
+    balance = 0.1·|imbalance|                                       0 where the streams' components weigh alike
     """
     cos_input, cos_target, imbalance = terms.abs().unbind(-1)
     return 0.5 * (cos_input + cos_target) + BALANCE_WEIGHT * imbalance
@@ -118,6 +145,7 @@ class CompositionalCreativeAgent(nn.Module):
         composer_layers: transformer layers.
         composer_dim: width of the transformer, even; its feed-forward layers are four times as wide.
         dropout: probability in the transformer and the output projection, in training.
+        novelty: how the loss measures likeness and balance, "original" or "corrected" (`novelty_terms`).
     """
 
     def __init__(
@@ -129,6 +157,7 @@ class CompositionalCreativeAgent(nn.Module):
         *,
         composer_dim: int = 512,
         dropout: float = 0.1,
+        novelty: str = "original",
     ) -> None:
         super().__init__()
         sizes = {
@@ -145,8 +174,11 @@ class CompositionalCreativeAgent(nn.Module):
             raise ValueError(
                 f"composer_dim must be even and a multiple of composer_heads ({composer_heads}), got {composer_dim}"
             )
+        if novelty not in NOVELTIES:
+            raise ValueError(f"novelty must be one of {', '.join(NOVELTIES)}, got {novelty!r}")
         self.encoding_dim = encoding_dim
         self.component_dim = component_dim
+        self.novelty = novelty
         everything = len(COMPONENTS) * component_dim
         self.input_extractor = MultiScaleExtractor(encoding_dim, component_dim)
         self.target_extractor = MultiScaleExtractor(encoding_dim, component_dim)
@@ -161,8 +193,8 @@ class CompositionalCreativeAgent(nn.Module):
         """Two windows `[B, C, W]`, W ≤ 2000, to a third.
 
         Returns:
-            The composed window `[B, C, W]`, and the 0-dim loss: novelty + balance (`agent_loss`), the means taken over
-            batch and frames before the absolute values.
+            The composed window `[B, C, W]`, and the 0-dim loss: novelty + balance (`novelty_terms` averaged over the
+            batch, then `agent_loss`).
 
         Raises:
             TypeError: a window is no floating tensor, or of another dtype than the weights outside autocast.
@@ -177,9 +209,7 @@ class CompositionalCreativeAgent(nn.Module):
         components, logits = self._components(x_input, x_target)
         weights = torch.softmax(logits, dim=1)  # [N, 6, W]
         output = self.composer((components * weights[:, :, None]).flatten(1, 2))
-        sums = _wide(logits).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2]: the input's three, the target's three
-        terms = (_mean_cosine(output, x_input), _mean_cosine(output, x_target), sums[:, 0] - sums[:, 1])
-        return output, torch.stack(terms, dim=1)
+        return output, novelty_terms(output, x_input, x_target, logits, self.novelty)
 
     def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
         """Components `[N, 6, component_dim, W]` in the order of `COMPONENTS`, and their logits `[N, 6, W]`."""
@@ -218,6 +248,6 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _mean_cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine over channels of each frame, averaged over frames: `[N, C, W]` twice -> `[N]`."""
-    return F.cosine_similarity(_wide(a), _wide(b), dim=1, eps=COSINE_EPS).mean(1)
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine over channels of each frame: `[N, C, W]` twice -> `[N, W]`."""
+    return F.cosine_similarity(_wide(a), _wide(b), dim=1, eps=COSINE_EPS)

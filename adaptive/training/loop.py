@@ -75,6 +75,7 @@ class Trainer:
             "window_frames": self.window,
             "max_ratio": config.max_ratio,
             "selector": config.selector,
+            "novelty": config.novelty,
             **agent_options,
         }
         self.agent = AdaptiveWindowCreativeAgent(**self.agent_arguments).to(self.device)

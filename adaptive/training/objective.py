@@ -5,7 +5,7 @@
 `spectral` compares every composed pattern with its pair's own window of the *target*, resampled but untransformed, at
 its present place. That window is taken as data: its position is not trained through this term, because the nearest
 way to a small distance would be a silent or monotonous place in the target. Windows learn through the pattern, which is
-made from them.
+made from them. `reconstruction` is the same comparison with the window live, for those who want it to move.
 
 `matching` compares the pair's two windows with each other, and trains both. In the first part of a run it does so on
 blurred clips (`--anneal-blur`), since the gradient of a start sees no farther than the signal is smooth. Nothing else
@@ -58,6 +58,12 @@ class Objective:
         self.config = config
         if config.anneal_blur and not config.matching_weight:
             raise UsageError("--anneal-blur blurs what matching compares: add --matching-weight, or leave it away")
+        reach = (config.num_pairs - 1) * config.ratio_spread
+        if config.ratio_diversity_weight and reach > config.max_ratio - 1 + 1e-9:
+            raise UsageError(
+                f"--ratio-spread {config.ratio_spread:g} for {config.num_pairs} pairs needs ratios up to "
+                f"{1 + reach:g}, above --max-ratio {config.max_ratio:g}: all would end at the range's ends"
+            )
         self.decode_frames = max(1, codec.frames(config.decode_seconds))
 
     def __call__(
@@ -83,11 +89,15 @@ class Objective:
         if config.matching_weight:
             parts["matching"] = matching_loss(x, y, windows, window, sigma=blur_at(config, step))
             loss = loss + config.matching_weight * parts["matching"]
+        if config.reconstruction_weight:
+            wanted = resample_windows(y, windows["start_target"], windows["ratio_target"], window)
+            parts["reconstruction"] = terms.reconstruction_loss(patterns, wanted)
+            loss = loss + config.reconstruction_weight * parts["reconstruction"]
         if config.overlap_weight:
             parts["overlap"] = terms.window_overlap_penalty(windows, window)
             loss = loss + config.overlap_weight * parts["overlap"]
         if config.ratio_diversity_weight:
-            parts["ratio_diversity"] = terms.ratio_diversity(windows)
+            parts["ratio_diversity"] = terms.ratio_diversity(windows, config.ratio_spread)
             loss = loss - config.ratio_diversity_weight * parts["ratio_diversity"]
         if config.rhythm_weight:
             parts["rhythm"] = terms.rhythm_matching(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from adaptive_window import CompositionalCreativeAgent
 from adaptive_window.model.attention import LEVELS, EncoderLayer, attention, draw_mask, masked_attention
-from adaptive_window.model.composer import COMPONENTS, MultiScaleExtractor, agent_loss
+from adaptive_window.model.composer import COMPONENTS, MultiScaleExtractor, agent_loss, novelty_terms
 
 
 def small_agent(**changes: int) -> CompositionalCreativeAgent:
@@ -32,6 +32,55 @@ def test_loss_of_a_batch_is_that_of_its_terms() -> None:
     alone = [agent.compose_with_terms(x[i : i + 1], y[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(output, torch.cat([o for o, _ in alone]))
     torch.testing.assert_close(loss, agent_loss(torch.cat([t for _, t in alone]).mean(0)))
+
+
+@pytest.mark.parametrize("novelty", ["original", "corrected"])
+def test_what_the_novelty_loss_calls_new(novelty: str) -> None:
+    """Copies with the sign turned in every other frame, or in every other sample, pass for new only originally."""
+    source, other = torch.randn(4, 128, 200), torch.randn(4, 128, 200)
+    level = torch.zeros(4, 6, 200)
+    frames = torch.tensor([1.0, -1.0]).repeat(100)
+    candidates = {
+        "copy": source,
+        "turned copy": -source,
+        "frames turned": source * frames,
+        "samples turned": source * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None],
+        "noise": torch.randn(4, 128, 200),
+    }
+    likeness = {
+        name: novelty_terms(output, source, other, level, novelty).mean(0).abs()[0].item()
+        for name, output in candidates.items()
+    }
+    assert likeness["copy"] == pytest.approx(1.0, abs=1e-5)
+    assert likeness["turned copy"] == pytest.approx(1.0, abs=1e-5)
+    expected = 0.0 if novelty == "original" else 1.0
+    assert likeness["frames turned"] == pytest.approx(expected, abs=1e-5)
+    assert likeness["samples turned"] == pytest.approx(expected, abs=1e-5)
+    assert likeness["noise"] < 0.02  # cos² of independent frames: 1/128 on average
+
+
+def test_balance_on_weights_is_bounded_and_on_logits_is_not() -> None:
+    x = torch.randn(2, 8, 12)
+    logits = torch.zeros(2, 6, 12)
+    logits[0, :3], logits[1, 3:] = 100.0, 100.0  # each sample hears one stream alone, not the same one
+    original, corrected = (novelty_terms(x, x, x, logits, kind)[:, 2] for kind in ("original", "corrected"))
+    assert original.tolist() == [300.0, -300.0]  # and the mean calls that balanced
+    assert corrected.tolist() == pytest.approx([1.0, 1.0])
+    assert novelty_terms(x, x, x, torch.zeros_like(logits), "corrected")[:, 2].tolist() == pytest.approx([0.0, 0.0])
+
+
+def test_novelty_is_an_argument_and_the_original_the_default() -> None:
+    x, y = windows()
+    torch.manual_seed(0)
+    default = small_agent().eval()
+    assert default.novelty == "original"
+    corrected = CompositionalCreativeAgent(8, 4, 2, 1, composer_dim=16, novelty="corrected").eval()
+    corrected.load_state_dict(default.state_dict())
+    (out, loss), (same, other) = default(x, y), corrected(x, y)
+    assert torch.equal(out, same)
+    assert loss != other
+    with pytest.raises(ValueError, match="novelty must be one of original, corrected, got 'new'"):
+        CompositionalCreativeAgent(8, novelty="new")
 
 
 def test_a_silent_frame_leaves_gradients_of_ordinary_size() -> None:

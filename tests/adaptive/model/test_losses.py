@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from adaptive_window.kernels import resample_windows
 from adaptive_window.model import losses
 
 
@@ -22,9 +24,11 @@ def windows(starts: list[float], ratios: list[float], batch: int = 1) -> dict[st
         ([5.0, 5.0], [1.0, 1.0], 1.0),  # the same window
         ([0.0, 100.0], [1.0, 1.0], 0.0),  # touching
         ([0.0, 300.0], [1.0, 1.0], 0.0),  # apart
-        ([0.0, 50.0], [1.0, 1.0], 50 / 150),
-        ([0.0, 25.0], [1.5, 1.0], 100 / 150),  # one inside the other
-        ([0.0, 50.0, 200.0], [1.0, 1.0, 1.0], (50 / 150 + 0 + 0) / 3),
+        ([0.0, 50.0], [1.0, 1.0], 50 / 100),  # shared frames over the mean length
+        ([0.0, 100.0], [1.5, 1.0], 50 / 125),
+        ([0.0, 25.0], [1.5, 1.0], 1.0),  # one inside the other, around one centre
+        ([0.0, 40.0], [1.5, 1.0], 1 - 15 / 125),  # inside, the centres 15 frames apart
+        ([0.0, 50.0, 200.0], [1.0, 1.0, 1.0], (50 / 100 + 0 + 0) / 3),
         ([3.0], [1.2], 0.0),  # one pair has nothing to overlap with
     ],
 )
@@ -46,10 +50,57 @@ def test_overlap_gradients() -> None:
     )
 
 
+def descend(loss: Callable[[dict[str, Tensor]], Tensor], given: dict[str, Tensor], rate: float, steps: int) -> None:
+    """Plain gradient descent; ratios are kept in [1, 1.5] as a selector's are."""
+    for _ in range(steps):
+        gradients = torch.autograd.grad(loss(given), tuple(given.values()), materialize_grads=True)
+        with torch.no_grad():
+            for (name, value), gradient in zip(given.items(), gradients, strict=True):
+                value -= rate * gradient * (1e4 if name.startswith("start") else 1.0)  # frames and ratios
+                if name.startswith("ratio"):
+                    value.clamp_(1, 1.5)
+
+
+def test_overlap_separates_equal_windows() -> None:
+    """Both Jaccard's and Dice's index have derivative 0 here, or the same for all: equal pairs would stay equal."""
+    given = windows([150.0, 150.0, 150.0], [1.2, 1.2, 1.2])
+    descend(lambda w: losses.window_overlap_penalty(w, 100), given, 0.03, 300)
+    for stream in ("input", "target"):
+        start, ratio = given[f"start_{stream}"][0], given[f"ratio_{stream}"][0]
+        assert (start[1:] >= (start + 100 * ratio)[:-1] - 2).all()  # one after the other; a step is 1 frame
+    assert losses.window_overlap_penalty(given, 100).item() < 0.02
+
+
+def test_overlap_moves_a_window_out_of_another() -> None:
+    """No plateau: a short window inside a long one is pushed towards the nearer end."""
+    given = windows([100.0, 130.0], [1.5, 1.0])
+    losses.window_overlap_penalty(given, 100).backward()
+    assert given["start_input"].grad[0, 0] > 0 > given["start_input"].grad[0, 1]
+    assert (given["ratio_input"].grad != 0).all()
+
+
 def test_ratio_diversity() -> None:
-    assert losses.ratio_diversity(windows([0.0, 0.0], [1.0, 1.5])).item() == pytest.approx(0.0625)
-    assert losses.ratio_diversity(windows([0.0, 0.0], [1.2, 1.2])).item() == pytest.approx(0.0)
+    assert losses.ratio_diversity(windows([0.0, 0.0], [1.0, 1.5])).item() == 1.0
+    assert losses.ratio_diversity(windows([0.0, 0.0], [1.3, 1.2]), 0.4).item() == pytest.approx(0.25)
+    assert losses.ratio_diversity(windows([0.0, 0.0], [1.2, 1.2])).item() == 0.0
+    assert losses.ratio_diversity(windows([0.0, 0.0, 0.0], [1.0, 1.05, 1.5])).item() == pytest.approx(2.5 / 3)
     assert losses.ratio_diversity(windows([0.0], [1.2])).item() == 0.0
+    with pytest.raises(ValueError, match=r"spread must be positive and finite, got 0"):
+        losses.ratio_diversity(windows([0.0, 0.0], [1.0, 1.0]), 0.0)
+
+
+def test_ratio_diversity_moves_unused_ratios_and_lets_go_inside_the_range() -> None:
+    given = windows([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+    descend(lambda w: -losses.ratio_diversity(w, 0.1), given, 4e-4, 600)
+    ratio = given["ratio_input"][0]
+    assert ratio.diff().tolist() == pytest.approx([0.1, 0.1], abs=5e-3)
+    assert ratio[2] < 1.21  # not the end of the range, 1.5
+    # whoever differs enough is left alone, wherever it is
+    given = windows([0.0, 0.0], [1.22, 1.35])
+    assert all(
+        g is None or not g.any()
+        for g in torch.autograd.grad(losses.ratio_diversity(given), tuple(given.values()), allow_unused=True)
+    )
 
 
 def clicks(every: int, offset: int = 0) -> Tensor:
@@ -71,6 +122,42 @@ def test_rhythm_matching() -> None:
 def test_reconstruction() -> None:
     a, b = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     assert losses.reconstruction_loss(a, b).item() == pytest.approx((a - b).pow(2).mean().item())
+
+
+def test_reconstruction_finds_the_planted_window() -> None:
+    """A pattern that is a window of the target: descent takes start and ratio from 6 frames and 0.04 off to it."""
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(1, 16, 2400, generator=generator, dtype=torch.float64)
+    target = F.avg_pool1d(F.avg_pool1d(noise, 21, 1), 21, 1)  # correlated over about 20 frames
+    target = target / target.std()
+    truth = torch.tensor([[100.0]], dtype=torch.float64), torch.tensor([[1.2]], dtype=torch.float64)
+    pattern = resample_windows(target, *truth, 800)
+    start, shift = (torch.tensor([[v]], dtype=torch.float64, requires_grad=True) for v in (94.0, 1.24 * 800))
+    optimizer = torch.optim.Adam([start, shift], lr=0.2)  # the ratio by what it does to the end, in frames
+    for _ in range(600):
+        optimizer.zero_grad()
+        losses.reconstruction_loss(pattern, resample_windows(target, start, shift / 800, 800)).backward()
+        optimizer.step()
+    assert abs(start.item() - 100) < 0.5
+    assert abs(shift.item() / 800 - 1.2) < 1e-3
+
+
+def test_envelope_copy_penalty_lets_go_of_a_copied_envelope() -> None:
+    """A gain over the 20 segments, trained against the penalty alone, leaves the source's loudness behind."""
+    source = torch.rand(1, 20, dtype=torch.float64).repeat_interleave(50, 1) * torch.randn(1, 1000).sign()
+    gain = torch.zeros(1, 20, dtype=torch.float64, requires_grad=True)
+
+    def penalty() -> Tensor:
+        return losses.envelope_copy_penalty(source * gain.exp().repeat_interleave(50, 1), source, 20)
+
+    optimizer = torch.optim.Adam([gain], lr=0.05)
+    before = penalty().item()
+    for _ in range(100):
+        optimizer.zero_grad()
+        penalty().backward()
+        optimizer.step()
+    assert before == pytest.approx(1.0, abs=1e-5)
+    assert penalty().item() < 0.05
 
 
 def test_envelope_copy() -> None:

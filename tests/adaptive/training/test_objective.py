@@ -2,6 +2,7 @@ import pytest
 import torch
 from clips import WINDOW, ConvolutionCodec, small_config, smooth_latents
 
+from adaptive_window.config import UsageError
 from adaptive_window.kernels import resample_windows
 from adaptive_window.training.objective import Objective
 
@@ -93,7 +94,8 @@ def test_latent_loss_never_decodes(tmp_path, problem):
 
 
 REGULARIZERS = {
-    "overlap_weight": ("overlap", {"start_input", "start_target"}),
+    "reconstruction_weight": ("reconstruction", {"start_target", "ratio_target"}),
+    "overlap_weight": ("overlap", {"start_input", "start_target", "ratio_input", "ratio_target"}),
     "ratio_diversity_weight": ("ratio_diversity", {"ratio_input", "ratio_target"}),
     "rhythm_weight": ("rhythm", {"start_input", "start_target", "ratio_input", "ratio_target"}),
 }
@@ -113,6 +115,13 @@ def test_regularizer_counts_by_its_weight_and_moves_its_windows(tmp_path, proble
         assert windows[key].grad.abs().max() > 0
 
 
+def test_ratio_spread_that_does_not_fit_the_range_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"--ratio-spread 0.3 for 3 pairs needs ratios up to 1.6, above --max-ratio"):
+        objective(tmp_path, ratio_diversity_weight=1.0, ratio_spread=0.3)
+    objective(tmp_path, ratio_spread=0.3)  # not asked for: no matter
+    objective(tmp_path, ratio_diversity_weight=1.0, ratio_spread=0.25)
+
+
 @pytest.mark.parametrize("differentiable", [True, False])
 def test_envelope_copy_counts_by_its_weight_and_reaches_the_patterns(tmp_path, problem, differentiable):
     outputs, *_ = problem
@@ -122,3 +131,5 @@ def test_envelope_copy_counts_by_its_weight_and_reaches_the_patterns(tmp_path, p
     assert loss.item() - plain.item() == pytest.approx(0.5 * parts["envelope_copy"].item(), rel=1e-3, abs=1e-5)
     parts["envelope_copy"].backward()
     assert outputs[0].grad.abs().max() > 0
+    for name, value in problem[2].items():
+        assert name == "strength" or value.grad.abs().max() > 0
