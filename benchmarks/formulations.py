@@ -69,7 +69,7 @@ def formulation(depthwise: Depthwise, case: Case) -> Callable[..., Tensor]:
         y = reference._resampled_rows(x, start, ratio, case.window)
         z = depthwise(y.flatten(0, 1), dw, db)
         v = F.layer_norm(_pointwise_linear(z, pw, pb), (case.channels,), gamma, beta, EPS).view(y.shape)
-        return torch.lerp(y, v, strength[:, :, None, None]).transpose(2, 3).contiguous()
+        return reference._turned(torch.lerp(y, v, strength[:, :, None, None]))
 
     return call
 

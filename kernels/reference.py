@@ -11,6 +11,7 @@ the benchmarks. Nothing here checks its arguments (`functional` does) and nothin
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,37 @@ def _resampled_rows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Ten
     return y.view(*p.shape, channels)
 
 
+class _Turned(torch.autograd.Function):
+    """Swaps the last two axes into new memory, of gradients too.
+
+    `transpose` would hand a strided gradient back, and every operation before it would read it across its rows.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.transpose(-2, -1).clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _turned(grad)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return _turned(tangent)
+
+
+def _turned(x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # Dynamo takes no Function with a jvp, and fuses what reads its gradient
+        return x.transpose(-2, -1).contiguous()
+    return _Turned.apply(x)  # type: ignore[no-untyped-call]  # torch's own
+
+
 def _blended_rows(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:
     """The tonality blend with channels last, `[B, P, W, C]` to the same, in the dtype of y (float32 or float64)."""
     batch, pairs, window, channels = y.shape
@@ -96,16 +128,18 @@ def _blended_rows(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps:
     # One clip is an image of C channels, W rows and one column, in channels-last memory: of five layouts the fastest
     # on CPUs, above all in the depthwise convolution's backward pass (benchmarks/formulations.py times them).
     image = y.view(batch * pairs, window, 1, channels).permute(0, 3, 1, 2)  # [B·P, C, W, 1]
+    # The depthwise bias goes through the pointwise product: the convolution's own bias doubles its backward pass.
     with without_autocast(y.device.type):
-        z = F.conv2d(image, dw[..., None], db, padding=(dw.shape[-1] // 2, 0), groups=channels)
-        u = F.conv2d(z, pw[..., None], pb)
-    v = F.layer_norm(u.permute(0, 2, 3, 1), (channels,), gamma, beta, eps).reshape(y.shape)
+        z = F.conv2d(image, dw[..., None], padding=(dw.shape[-1] // 2, 0), groups=channels)
+        mix = pw[:, :, 0]
+        u = F.linear(z.permute(0, 2, 3, 1).reshape(y.shape), mix, pb + mix @ db)
+    v = F.layer_norm(u, (channels,), gamma, beta, eps)
     return torch.lerp(y, v, strength.to(y.dtype)[:, :, None, None])  # (1 - s)·y + s·v, exactly y or v at 0 or 1
 
 
 def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
     """`[B, C, T]` -> `[B, P, C, W]`; see `functional.resample_windows`."""
-    return _resampled_rows(x, start, ratio, window).transpose(2, 3).to(x.dtype).contiguous()
+    return _turned(_resampled_rows(x, start, ratio, window).to(x.dtype))
 
 
 def tonality_blend(
@@ -121,8 +155,8 @@ def tonality_blend(
 ) -> Tensor:
     """`[B, P, C, W]` -> `[B, P, C, W]`; see `functional.tonality_blend`."""
     weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    rows = y.to(compute_dtype(y.dtype)).transpose(2, 3).contiguous()
-    return _blended_rows(rows, strength, weights, eps).transpose(2, 3).to(y.dtype).contiguous()
+    rows = _turned(y.to(compute_dtype(y.dtype)))
+    return _turned(_blended_rows(rows, strength, weights, eps).to(y.dtype))
 
 
 def windowed_tonality(
@@ -142,7 +176,7 @@ def windowed_tonality(
     """Both in turn, with channels last in between and 16-bit inputs rounded once, at the end; see `functional`."""
     weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     rows = _resampled_rows(x, start, ratio, window)
-    return _blended_rows(rows, strength, weights, eps).transpose(2, 3).to(x.dtype).contiguous()
+    return _turned(_blended_rows(rows, strength, weights, eps).to(x.dtype))
 
 
 def interpolate_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:

@@ -346,6 +346,34 @@ class TestTonality:
         torch.testing.assert_close(fused, reference.tonality_blend(cut, strength, *weights), rtol=1e-13, atol=1e-13)
 
 
+class TestOtherDerivatives:
+    def arguments(self) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((1, 2, 3, 5), (1, 2), (3, 1, 3), (3,), (3, 3, 1), (3,), (3,), (3,))
+        return tuple(torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
+
+    def test_second_derivative(self) -> None:
+        assert torch.autograd.gradgradcheck(reference.tonality_blend, self.arguments())
+
+    def test_forward_mode(self) -> None:
+        y, *rest = (v.detach() for v in self.arguments())
+        tangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+        _, got = torch.func.jvp(lambda v: reference.tonality_blend(v, *rest), (y,), (tangent,))
+        step = 1e-6
+        ahead, behind = (reference.tonality_blend(y + h * tangent, *rest) for h in (step, -step))
+        torch.testing.assert_close(got, (ahead - behind) / (2 * step), rtol=1e-7, atol=1e-8)
+
+    def test_gradients_come_back_in_rows(self) -> None:
+        """What precedes the last transposition reads its gradient row by row."""
+        rows = torch.randn(2, 5, 3, requires_grad=True)
+        seen = []
+        rows.register_hook(lambda grad: seen.append(grad.is_contiguous()))
+        out = reference._turned(rows)
+        assert torch.equal(out, rows.transpose(1, 2))
+        out.backward(torch.randn(2, 3, 5))
+        assert seen == [True]
+
+
 class TestLayouts:
     @staticmethod
     def layouts(shape: tuple[int, ...]) -> list[Tensor]:
