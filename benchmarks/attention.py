@@ -3,7 +3,7 @@
     python benchmarks/attention.py
 
     nn.MultiheadAttention   what `nn.TransformerEncoderLayer` runs: with dropout on a CPU it keeps whole [S, S] weights
-    ours                    adaptive/model/attention.py: with dropout on a CPU sample by sample, one byte kept per weight
+    ours                    model/attention.py: with dropout on a CPU sample by sample, one byte kept per weight
     without dropout         `F.scaled_dot_product_attention` of the same layer at dropout 0: what dropout costs at all
 
 `training` is forward and backward with dropout 0.1, `eval` forward without gradients. All have the same weights and
@@ -105,9 +105,8 @@ def measure(
         f"parity {parity:.1e}")  # fmt: skip
     say(f"{'':32}{'ms':>9}{'low':>9}{'high':>9}{'MiB':>8}")
     for row in rows:
-        t = row["seconds"]
-        say(f"{row['mode'] + ', ' + row['variant']:32}" + "".join(f"{1e3 * t[k]:9.1f}" for k in ("median", "low", "high"))
-            + f"{row['peak_bytes'] / 2**20:8.0f}")  # fmt: skip
+        milliseconds = "".join(f"{1e3 * row['seconds'][k]:9.1f}" for k in ("median", "low", "high"))
+        say(f"{row['mode'] + ', ' + row['variant']:32}{milliseconds}{row['peak_bytes'] / 2**20:8.0f}")
     return {"windows": windows, "frames": frames, "parity": parity, "rows": rows}
 
 
