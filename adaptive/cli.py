@@ -1,7 +1,7 @@
 """`adaptive-window`: demo, encode, train, compose, plot.
 
-A mistake of the user's ends with one line that names it and exit code 2; anything else that goes wrong keeps its
-traceback. Commands import what they need when they run, so that `--help` is quick.
+What the user can mend ends with a message that names it and exit code 2, a run that cannot go on with 1; anything else
+that goes wrong keeps its traceback. Commands import what they need when they run, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
-
-from jsonargparse import ArgumentParser
 
 from .config import (
     ComposeConfig,
@@ -22,6 +20,7 @@ from .config import (
     add_flags,
     cache_folder,
 )
+from .parser import CommandParser, ConfigFile
 
 
 def demo(config: DemoConfig) -> None:
@@ -44,7 +43,7 @@ def encode(config: EncodeConfig) -> None:
     folder = cache_folder(config.cache)
     frames, bad = LatentCache(folder, codec).encode_all(paths, progress=True)
     for path, reason in bad:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+        print(f"skipped {str(path)!r}: {reason}", file=sys.stderr)
     if not frames:
         raise UsageError(f"none of the {len(bad)} audio files under {config.data} can be encoded")
     print(f"{len(frames)} files as {codec.name} latents in {folder}, {len(bad)} skipped")
@@ -83,16 +82,16 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
 }
 
 
-def build_parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="adaptive-window",
         description="Learns which windows of two songs to compose new patterns from.",
         allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, (config, _, text) in COMMANDS.items():
-        command = ArgumentParser(description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
-        command.add_argument("--config", action="config", help="YAML file of any of these options")
+        command = CommandParser(description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        command.add_argument("--config", action=ConfigFile, help="YAML file of any of these options")
         add_flags(command, config)
         commands.add_subcommand(name, command, help=text)
     return parser
@@ -104,21 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}
     try:
         run(config(**values))
-    except user_errors() as error:
-        print(f"adaptive-window {parsed.command}: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        from .failures import explain
+
+        if (found := explain(error, values.get("batch_size"))) is None:
+            raise
+        message, code = found
+        print(f"adaptive-window {parsed.command}: error: {message}", file=sys.stderr)
+        return code
     return 0
-
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """What a user can mend. Called when something was raised, so it costs no import before."""
-    from .audio.codec import CodecChoiceError, CodecUnavailable
-    from .audio.dataset import DataError
-    from .audio.files import AudioError
-
-    return UsageError, AudioError, DataError, CodecChoiceError, CodecUnavailable
 
 
 if __name__ == "__main__":

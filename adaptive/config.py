@@ -14,22 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import (
-    ClosedUnitInterval,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    restricted_number_type,
-)
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
 
 CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
 Device = Literal["auto", "cpu", "cuda"]
 
-if TYPE_CHECKING:
-    AtLeastOne = float  # type checkers take no type that is made by a call
+if TYPE_CHECKING:  # type checkers take no type that is made by a call
+    PositiveFloat = NonNegativeFloat = AtLeastOne = float
+    PairCount = WorkerCount = Seed = int
 else:
-    AtLeastOne = restricted_number_type("AtLeastOne", float, (">=", 1.0), docstring="a number of at least 1")
+    # finite: jsonargparse's own of these names take infinity
+    _FINITE = ("<", float("inf"))
+    PositiveFloat = restricted_number_type("Positive", float, [(">", 0.0), _FINITE])
+    NonNegativeFloat = restricted_number_type("NonNegative", float, [(">=", 0.0), _FINITE])
+    AtLeastOne = restricted_number_type("AtLeastOne", float, [(">=", 1.0), _FINITE])
+    # Beyond these a slip of the finger takes the machine's memory before anything can be said about it.
+    PairCount = restricted_number_type("PairCount", int, [(">", 0), ("<=", 256)])
+    WorkerCount = restricted_number_type("WorkerCount", int, [(">=", 0), ("<=", 256)])
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # epochs and ranks are mixed in, in 64 bits
 
 
 class UsageError(ValueError):
@@ -63,7 +65,7 @@ class DataOptions:
     unity_test: bool = flag(False, "sanity mode: the target is the input itself")
     shuffle_targets: bool = flag(False, "sanity mode: targets are exchanged among songs")
     max_bad: ClosedUnitInterval = flag(0.05, "share of unreadable or too short files that ends the run")
-    seed: NonNegativeInt = flag(0, "seed of the split, the crops, the initialization and the dropout")
+    seed: Seed = flag(0, "seed of the split, the crops, the initialization and the dropout")
 
 
 @dataclass(kw_only=True)
@@ -74,9 +76,9 @@ class TrainConfig(CodecOptions, DataOptions):
     resume: bool = flag(False, "go on from the last checkpoint in --out")
     force: bool = flag(False, "resume also with another batch size, world size, seed or data set")
     device: Device = flag("auto", "where to train; auto takes CUDA where there is one")
-    workers: NonNegativeInt = flag(0, "data loader processes")
+    workers: WorkerCount = flag(0, "data loader processes")
 
-    num_pairs: PositiveInt = flag(3, "pairs of windows")
+    num_pairs: PairCount = flag(3, "pairs of windows")
     selector: Literal["mlp", "correlation"] = flag(
         "mlp", "what chooses windows: a network over both clips, or the input's best match with learned target windows"
     )
@@ -177,7 +179,7 @@ class DemoConfig:
     )
     weights: Path | None = flag(None, "file or folder with the codec's weights")
     random_codec: bool = flag(False, "randomly initialized codec: only for trying the plumbing, marked everywhere")
-    seed: NonNegativeInt = flag(0, "seed of the music and of the training")
+    seed: Seed = flag(0, "seed of the music and of the training")
     device: Device = flag("auto", "where to run")
 
 

@@ -57,6 +57,10 @@ def encode_file(path: str | os.PathLike[str], codec: Codec) -> Tensor:
     return torch.cat(chunks, dim=1)
 
 
+class CacheError(RuntimeError):
+    """The latent cache cannot be written, or lost what a run needs; the message says what to do."""
+
+
 class LatentCache:
     """`latents(path)`: the [dim, T] latents of a whole audio file, from `folder` where they are already there.
 
@@ -102,7 +106,10 @@ class LatentCache:
     def clip(self, key: str, start: int, frames: int) -> Tensor:
         """Frames `start` to `start + frames` [dim, frames] of the entry of this `key`; reads no more than them."""
         if (found := self._read(key, slice(start, start + frames))) is None:
-            raise LookupError(f"no latents of {key} under {self.folder}: was the cache emptied during the run?")
+            raise CacheError(
+                f"no latents of {key} under {self.folder}: was the cache emptied during the run? "
+                "Go on with --resume, which computes them anew"
+            )
         return found
 
     def encode_all(
@@ -153,7 +160,9 @@ class LatentCache:
             metadata = {"sha256": _checksum(latents), "codec": self._codec_key}
             write_bytes(path, save({"latents": latents}, metadata))
         except OSError as error:
-            raise OSError(error.errno, f"the latent cache cannot be written: {error.strerror}", str(path)) from error
+            raise CacheError(
+                f"the latent cache {self.folder} cannot be written ({error.strerror}): name another --cache"
+            ) from error
 
 
 def _checksum(latents: Tensor) -> str:
