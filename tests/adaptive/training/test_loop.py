@@ -171,6 +171,59 @@ def test_gradient_is_clipped(tmp_path, monkeypatch):
     assert norms == [pytest.approx(1e-3, rel=1e-3)] * 2
 
 
+def saves_of(config, monkeypatch):
+    """The step of every save of `last`, the first of them before step 0."""
+    steps = []
+    original = loop.files.save_checkpoint
+
+    def save(path, checkpoint, **options):
+        if path.name == loop.files.LAST:
+            steps.append(checkpoint.info["progress"]["step"])
+        original(path, checkpoint, **options)
+
+    monkeypatch.setattr(loop.files, "save_checkpoint", save)
+    train(config)
+    return steps
+
+
+def test_checkpoints_come_every_so_many_steps(tmp_path, monkeypatch):
+    config = small_config(tmp_path, max_steps=5, batch_size=1, save_every=2, save_minutes=0)
+    assert saves_of(config, monkeypatch) == [0, 2, 4, 4, 5]  # the second 4 is the epoch's end
+
+
+def test_checkpoints_come_every_so_many_minutes(tmp_path, monkeypatch):
+    config = small_config(tmp_path / "a", max_steps=3, batch_size=1, save_minutes=1e-9)
+    assert saves_of(config, monkeypatch) == [0, 1, 2, 3, 3]
+    monkeypatch.undo()
+    config = small_config(tmp_path / "b", max_steps=3, batch_size=1, save_minutes=60)
+    assert saves_of(config, monkeypatch) == [0, 3]
+
+
+def test_an_unwritable_folder_is_found_before_the_first_step(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(Stepper, "__call__", lambda *arguments: steps.append(1))
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.files, "_write_sealed", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(small_config(tmp_path))
+    assert steps == []
+
+
+def test_a_damaged_last_costs_only_the_steps_since_the_one_before(tmp_path, capsys):
+    straight = train(small_config(tmp_path / "straight", max_steps=6))
+    train(small_config(tmp_path / "damaged", max_steps=4, save_every=1))
+    path = tmp_path / "damaged" / "last.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(bytes(content))
+    resumed = train(small_config(tmp_path / "damaged", max_steps=6, resume=True))
+    assert "going on from the checkpoint before it" in capsys.readouterr().err
+    assert_equal_states(state_of(resumed), state_of(straight))
+
+
 def test_interrupt_saves_and_can_be_resumed(tmp_path, monkeypatch):
     calls = []
     original = Stepper.__call__
