@@ -1,22 +1,29 @@
-"""Latents of whole files, computed once, kept as safetensors keyed by codec and audio content."""
+"""Latents of whole files, computed once, kept as safetensors keyed by codec and audio content.
+
+    frames                  float32 [T, dim]: a clip lies in one piece
+    metadata["codec"]       name and fingerprint
+    metadata["sha256"]      of the frames' bytes
+
+An entry is written and checked piece by piece, so that a song of hours needs no more memory than one of minutes.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..durable import write_bytes
+from ..durable import replacing
 from .codec import Codec
 from .files import AudioError, check_readable, stream_audio
 
@@ -26,17 +33,18 @@ SILENCE = 1e-4
 """Peak (-80 dB) below which a whole file counts as silent."""
 
 _CHUNK_SECONDS = 30.0
+_HEADER_BYTES = 512  # of an entry: the length of the frames is known at the end, and the header stands before them
 
 
-def encode_file(path: str | os.PathLike[str], codec: Codec) -> Tensor:
-    """Latents [dim, T] of a whole file, on the CPU, encoded 30 s at a time.
+def stream_latents(path: str | os.PathLike[str], codec: Codec) -> Iterator[Tensor]:
+    """Latents [dim, n] of a whole file in pieces of 30 s, on the CPU.
 
-    Each chunk is encoded with `codec.context` frames more on either side. What is in memory grows with the latents
-    (92 MB per hour at 50 frames/s), not with the audio. Raises `AudioError` for a bad or silent file.
+    Each is encoded with `codec.context` frames more on either side. Raises `AudioError` for a bad or silent file, at
+    its end only where it is silent or damaged there.
     """
     step, context, hop = codec.frames(_CHUNK_SECONDS), codec.context, codec.hop
     held = np.zeros(0, dtype=np.float32)  # begins `left` frames before the first frame not yet encoded
-    left, peak, chunks = 0, 0.0, []
+    left, peak = 0, 0.0
 
     def encode(samples: np.ndarray) -> Tensor:
         with torch.no_grad():
@@ -46,15 +54,19 @@ def encode_file(path: str | os.PathLike[str], codec: Codec) -> Tensor:
         peak = max(peak, float(np.abs(block).max()))
         held = np.concatenate([held, block])
         while len(held) >= (left + step + context) * hop:
-            chunks.append(encode(held[: (left + step + context) * hop])[:, left : left + step])
+            yield encode(held[: (left + step + context) * hop])[:, left : left + step]
             done = left + step
             left = min(context, done)
             held = held[(done - left) * hop :]
     if peak < SILENCE:
         raise AudioError(path, f"silent (peak {peak:.1e})")
     if len(held) > left * hop:
-        chunks.append(encode(held)[:, left:])
-    return torch.cat(chunks, dim=1)
+        yield encode(held)[:, left:]
+
+
+def encode_file(path: str | os.PathLike[str], codec: Codec) -> Tensor:
+    """All of `stream_latents` as one tensor [dim, T]: 92 MB per hour at 50 frames/s and 128 channels."""
+    return torch.cat(list(stream_latents(path, codec)), dim=1)
 
 
 class CacheError(RuntimeError):
@@ -68,6 +80,9 @@ class LatentCache:
     the codec by its name and fingerprint. An entry is written beside its final name and moved there, so that several
     processes can fill one folder; a damaged one is computed anew, with a warning. With `folder` None the latents stay
     in memory. What is sent to a worker process leaves the codec behind: encode before.
+
+    Once encoded, audio files may go: clips are known by their key. Entries may not: a clip whose entry is gone or
+    damaged raises `CacheError`.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, codec: Codec) -> None:
@@ -93,24 +108,35 @@ class LatentCache:
                 raise AudioError(path, f"cannot be read ({error.strerror})") from error
         return self._contents[known]
 
-    def latents(self, path: str | os.PathLike[str]) -> Tensor:
-        """Latents [dim, T] float32 of the whole file. Raises `AudioError` for a bad or silent one."""
+    def frames(self, path: str | os.PathLike[str]) -> int:
+        """T, the frames of the whole file; encodes it where its entry is missing. Raises `AudioError` for a bad one."""
         key = self.key(path)
-        if (found := self._read(key, None)) is None:
+        if (count := self._count(key)) is None:
             if self.codec is None:
                 raise AudioError(path, "not in the latent cache, and a worker process has no codec to encode it")
-            found = encode_file(path, self.codec)
-            self._write(key, found)
-        return found
+            count = self._fill(key, path, self.codec)
+        return count
+
+    def latents(self, path: str | os.PathLike[str]) -> Tensor:
+        """Latents [dim, T] float32 of the whole file. Raises `AudioError` for a bad or silent one."""
+        return self.clip(self.key(path), 0, self.frames(path))
 
     def clip(self, key: str, start: int, frames: int) -> Tensor:
         """Frames `start` to `start + frames` [dim, frames] of the entry of this `key`; reads no more than them."""
-        if (found := self._read(key, slice(start, start + frames))) is None:
+        path = self.entry(key)
+        if path is None and key in self._memory:
+            return self._memory[key][:, start : start + frames].clone()
+        try:
+            if path is None or (key not in self._verified and self._count(key) is None):
+                raise FileNotFoundError
+            with safe_open(path, "pt") as file:
+                return file.get_slice("frames")[start : start + frames].T.contiguous()
+        except (SafetensorError, OSError) as error:
+            song = next((known[0] for known, its in self._contents.items() if its == key), key)
             raise CacheError(
-                f"no latents of {key} under {self.folder}: was the cache emptied during the run? "
+                f"the latents of {song!r} are gone from the cache ({path}): was it emptied or changed during the run? "
                 "Go on with --resume, which computes them anew"
-            )
-        return found
+            ) from error
 
     def encode_all(
         self, paths: Iterable[str | os.PathLike[str]], progress: bool = False
@@ -121,7 +147,7 @@ class LatentCache:
         hidden = None if progress else True  # None: hidden where the output is no terminal
         for path in tqdm([Path(path) for path in paths], desc="encoding", unit="file", disable=hidden):
             try:
-                frames[path] = self.latents(path).shape[1]
+                frames[path] = self.frames(path)
             except AudioError as error:
                 bad.append((path, error.reason))
         return frames, bad
@@ -130,40 +156,75 @@ class LatentCache:
         """Where the latents of `key` are kept; None in memory."""
         return None if self.folder is None else self.folder / self._codec_key / f"{key}.safetensors"
 
-    def _read(self, key: str, part: slice | None) -> Tensor | None:
+    def _count(self, key: str) -> int | None:
+        """Frames of an entry that is there and whole; its checksum is computed once."""
         path = self.entry(key)
         if path is None:
-            found = self._memory.get(key)
-            return None if found is None else found[:, part or slice(None)].clone()
+            return self._memory[key].shape[1] if key in self._memory else None
         try:
             with safe_open(path, "pt") as file:
-                if key not in self._verified:
-                    whole = file.get_tensor("latents")
-                    if _checksum(whole) != (file.metadata() or {}).get("sha256"):
-                        raise ValueError("its checksum differs")
-                    self._verified.add(key)
-                return file.get_slice("latents")[:, part or slice(None)].clone()
+                count, metadata = int(file.get_slice("frames").get_shape()[0]), file.metadata() or {}
+            if key not in self._verified:
+                if _checksum(path) != metadata.get("sha256"):
+                    raise ValueError("its checksum differs")
+                self._verified.add(key)
+            return count
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             log.warning("latent cache: %r is damaged (%s), computed anew", str(path), error)
             return None
 
-    def _write(self, key: str, latents: Tensor) -> None:
-        path = self.entry(key)
-        if path is None:
-            self._memory[key] = latents
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            latents = latents.contiguous()
-            metadata = {"sha256": _checksum(latents), "codec": self._codec_key}
-            write_bytes(path, save({"latents": latents}, metadata))
-        except OSError as error:
-            raise CacheError(
-                f"the latent cache {self.folder} cannot be written ({error.strerror}): name another --cache"
-            ) from error
+    def _fill(self, key: str, path: str | os.PathLike[str], codec: Codec) -> int:
+        """Encodes a file into its entry; its frames."""
+        before, entry = check_readable(path), self.entry(key)
+        if entry is None:
+            self._memory[key] = encode_file(path, codec)
+            count = self._memory[key].shape[1]
+        else:
+            try:
+                entry.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(entry) as temporary, open(temporary, "wb") as file:
+                    count = _write_entry(file, stream_latents(path, codec), self._codec_key)
+            except OSError as error:
+                raise CacheError(
+                    f"the latent cache {self.folder} cannot be written ({error.strerror}): make room, or name another "
+                    "--cache"
+                ) from error
+        after = check_readable(path)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            self._forget(key)
+            raise AudioError(path, "changed while it was read")
+        return count
+
+    def _forget(self, key: str) -> None:
+        entry = self.entry(key)
+        self._memory.pop(key, None)
+        if entry is not None:
+            entry.unlink(missing_ok=True)
 
 
-def _checksum(latents: Tensor) -> str:
-    return hashlib.sha256(latents.contiguous().numpy().data).hexdigest()
+def _write_entry(file: BinaryIO, pieces: Iterable[Tensor], codec: str) -> int:
+    """Pieces [dim, n] as a safetensors file of one tensor [T, dim] (its header: 8 bytes of length, JSON, padding)."""
+    sha, count, dim = hashlib.sha256(), 0, 0
+    file.write(bytes(_HEADER_BYTES))
+    for piece in pieces:
+        rows = piece.to(torch.float32).T.contiguous().numpy()
+        sha.update(rows.data)
+        file.write(rows.data)
+        count, dim = count + rows.shape[0], rows.shape[1]
+    header = {
+        "__metadata__": {"codec": codec, "sha256": sha.hexdigest()},
+        "frames": {"dtype": "F32", "shape": [count, dim], "data_offsets": [0, 4 * count * dim]},
+    }
+    text = json.dumps(header).encode().ljust(_HEADER_BYTES - 8)
+    file.seek(0)
+    file.write(len(text).to_bytes(8, "little") + text)
+    return count
+
+
+def _checksum(path: Path) -> str:
+    """Of all that follows the header."""
+    with open(path, "rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()

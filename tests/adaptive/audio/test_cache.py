@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 from adaptive_window.audio import cache as cache_module
 from adaptive_window.audio.cache import CacheError, LatentCache, encode_file
@@ -149,7 +153,7 @@ def test_silence_and_bad_files_are_refused_and_not_kept(tmp_path: Path, codec: M
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match=r"pipe\.wav.*not a regular file"):
         cache.latents(tmp_path / "pipe.wav")
-    assert not (tmp_path / "cache").exists()
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
 
 
 def test_encode_all_gives_lengths_and_reasons(tmp_path: Path, codec: MelCodec) -> None:
@@ -172,3 +176,121 @@ def test_a_copy_for_a_worker_reads_but_does_not_encode(tmp_path: Path, codec: Me
         copy.latents(other)
     with pytest.raises(CacheError, match="emptied"):
         copy.clip("0" * 64, 0, 10)
+
+
+def test_an_entry_is_plain_safetensors(tmp_path: Path, codec: MelCodec) -> None:
+    path = song(tmp_path / "a.wav", 3.0)
+    cache = LatentCache(tmp_path / "cache", codec)
+    whole = cache.latents(path)
+    entry = cache.entry(cache.key(path))
+    assert entry is not None
+    assert torch.equal(load_file(entry)["frames"].T, whole)
+    assert cache.frames(path) == whole.shape[1] == 150
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "emptied"])
+@pytest.mark.parametrize("in_a_worker", [False, True])
+def test_an_entry_that_goes_during_the_run_is_named(
+    tmp_path: Path, codec: MelCodec, damage: str, in_a_worker: bool
+) -> None:
+    path = song(tmp_path / "a.wav")
+    cache = LatentCache(tmp_path / "cache", codec)
+    key, entry = cache.key(path), cache.entry(cache.key(path))
+    assert entry is not None
+    cache.frames(path)
+    if in_a_worker:
+        cache = pickle.loads(pickle.dumps(cache))
+    assert cache.clip(key, 0, 10).shape == (128, 10)
+    if damage == "deleted":
+        entry.unlink()
+    else:
+        entry.write_bytes(entry.read_bytes()[: 1000 if damage == "cut" else 0])
+    with pytest.raises(CacheError, match=r"a\.wav' are gone from the cache .*--resume"):
+        cache.clip(key, 0, 10)
+    if not in_a_worker:
+        cache.frames(path)  # as the resumed run does
+        assert cache.clip(key, 0, 10).shape == (128, 10)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, codec: MelCodec, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    """Its key is that of the old bytes: the entry would be another song's."""
+    path = song(tmp_path / "a.wav", seed=0)
+    stream = cache_module.stream_latents
+
+    def interfered(*arguments: object) -> object:
+        song(path, 2.5, seed=1)
+        return stream(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cache_module, "stream_latents", interfered)
+    cache = LatentCache(None if in_memory else tmp_path / "cache", codec)
+    with pytest.raises(AudioError, match=r"a\.wav.*changed while it was read"):
+        cache.frames(path)
+    assert [p for p in (tmp_path / "cache").rglob("*") if p.is_file()] == []
+
+
+TEN_HOURS = """
+import resource, sys
+import torch
+from adaptive_window.audio.cache import LatentCache
+
+class Means:
+    # over 20 ms, in 32 channels
+    name, fingerprint, sample_rate, hop, context = "means", "0", 8000, 160, 0
+    def frames(self, seconds): return round(seconds * 50)
+    def encode(self, audio):
+        audio = torch.nn.functional.pad(audio, (0, -audio.shape[-1] % 160))
+        return audio.view(1, 1, -1, 160).mean(-1).expand(1, 32, -1)
+
+cache = LatentCache(sys.argv[1], Means())
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+frames = [cache.frames(sys.argv[2])]
+before = peak()
+frames.append(cache.frames(sys.argv[3]))
+assert cache.clip(cache.key(sys.argv[3]), frames[1] - 10, 10).shape == (32, 10)
+print(*frames, round(peak() - before))
+"""
+
+
+def test_ten_hours_take_no_more_memory_than_one_minute(tmp_path: Path) -> None:
+    """288 million samples, 1.1 GB as float32, and latents of 230 MB; the file is sparse."""
+    rate, files = 8000, []
+    for seconds in (60, 36_000):
+        size = rate * seconds
+        header = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, rate, rate, 1, 8)
+        files.append(tmp_path / f"{seconds}.wav")
+        with files[-1].open("wb") as file:
+            file.write(header + struct.pack("<4sI", b"data", size))
+            file.truncate(44 + size)  # zeros, which in unsigned 8 bits are full scale
+    done = subprocess.run(
+        [sys.executable, "-c", TEN_HOURS, tmp_path / "cache", *files],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    short, long, megabytes = (int(number) for number in done.stdout.split())
+    assert (short, long) == (60 * 50, 36_000 * 50)
+    assert megabytes < 40
+
+
+SHARED = """
+import sys
+from adaptive_window.audio.cache import LatentCache
+from adaptive_window.audio.mel import MelCodec
+frames, bad = LatentCache(sys.argv[1], MelCodec()).encode_all(sys.argv[2:])
+print(sorted(frames.values()), bad)
+"""
+
+
+def test_two_processes_fill_one_folder(tmp_path: Path, codec: MelCodec) -> None:
+    songs = [song(tmp_path / f"{k}.wav", seed=k) for k in range(4)]
+    command = [sys.executable, "-c", SHARED, tmp_path / "cache", *songs]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in running] == ["[100, 100, 100, 100] []"] * 2
+    cache = LatentCache(tmp_path / "cache", codec)
+    assert all(torch.equal(cache.latents(path), encode_file(path, codec)) for path in songs)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(files) == 4
