@@ -119,7 +119,7 @@ class TrainConfig(CodecOptions, DataOptions):
     overlap_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on pairs that choose the same region")
     ratio_diversity_weight: NonNegativeFloat = flag(0.0, "weight of the reward for ratios that differ among pairs")
     ratio_spread: PositiveFloat = flag(0.1, "difference of two ratios beyond which that reward no longer grows")
-    rhythm_weight: NonNegativeFloat = flag(0.0, "weight of rhythm matching between the two windows of a pair")
+    rhythm_weight: NonNegativeFloat = flag(0.0, "weight of tempo matching between the two windows of a pair")
     envelope_copy_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on copying a source's loudness envelope")
 
     save_every: NonNegativeInt = flag(0, "steps between checkpoints within an epoch; 0: by --save-minutes alone")

@@ -85,6 +85,24 @@ def synthesize_pair(seed: int, *, seconds: float = 24.0, sample_rate: int = 3200
     return Piece(first, second, sample_rate, bpm, f"{NOTE_NAMES[tonic]} {mode}", starts[0], starts[1])
 
 
+def synthesize_drums(seed: int, bpm: float, *, seconds: float = 24.0, sample_rate: int = 32000) -> Audio:
+    """A drum loop [N] float32 in any tempo: one bar of kick, snare and hat, and their sounds, drawn by `seed`."""
+    rng = np.random.default_rng(seed)
+    band = _Band(sample_rate, rng)
+    parts = []
+    for patterns, sound, gain in ((KICKS, band.kick, 0.9), (SNARES, band.snare, 0.7), (HATS, band.hat, 0.3)):
+        played = [pattern for side in patterns for pattern in side if "x" in pattern]
+        parts.append((_hits(played[rng.integers(len(played))]), sound, gain))
+    loop = np.zeros(round(seconds * sample_rate), np.float32)
+    for bar in range(_bars(seconds, bpm)):
+        for hits, sound, gain in parts:
+            for at in hits:
+                first = round((bar * 16 + at) * 15 / bpm * sample_rate)
+                part = sound[: max(0, len(loop) - first)]
+                loop[first : first + len(part)] += gain * (1 if at % 4 == 0 else 0.75) * part
+    return PEAK * np.tanh(loop + np.float32(HISS) * rng.standard_normal(len(loop), np.float32))
+
+
 def write_demo_set(
     folder: str | Path,
     *,
@@ -130,7 +148,7 @@ def _melody(rng: np.random.Generator) -> tuple[int | None, ...]:
     return tuple(notes)
 
 
-def _bars(seconds: float, bpm: int) -> int:
+def _bars(seconds: float, bpm: float) -> int:
     return int(np.ceil(seconds * bpm / 240 - 1e-9))
 
 

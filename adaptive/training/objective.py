@@ -8,8 +8,9 @@ way to a small distance would be a silent or monotonous place in the target. Win
 made from them. `reconstruction` is the same comparison with the window live, for those who want it to move.
 
 `matching` compares the pair's two windows with each other, and trains both. In the first part of a run it does so on
-blurred clips (`--anneal-blur`), since the gradient of a start sees no farther than the signal is smooth. Nothing else
-is blurred: the selector and the composer get the clips themselves, as they will after training, and the other terms
+blurred clips (`--anneal-blur`), since the gradient of a start sees no farther than the signal is smooth. `rhythm`
+compares the pair's tempos, whatever is played when, on an axis that is blurred likewise. No clip is blurred for
+anything else: the selector and the composer get the clips themselves, as they will after training, and the other terms
 compare what is heard.
 """
 
@@ -25,6 +26,7 @@ from adaptive_window.kernels import resample_windows
 from ..config import TrainConfig, UsageError
 from ..model import losses as terms
 from ..model.matching import matching_loss
+from ..model.rhythm import LAGS_SECONDS, annealed_rhythm_blur, tempo_matching
 from ..model.scale_space import annealed_sigma
 
 
@@ -46,8 +48,17 @@ def blur_at(config: TrainConfig, step: int | None) -> float:
 
     None stands for the end of the run, which is what evaluations measure by: losses at different blurs do not compare.
     """
-    steps = max(1, round(config.anneal_until * config.max_steps))
+    steps = _annealing_steps(config)
     return 0.0 if step is None or step >= steps else annealed_sigma(step, steps, config.anneal_blur)
+
+
+def rhythm_blur_at(config: TrainConfig, step: int | None) -> float:
+    """The blur of log lag at which rhythm is compared, likewise: falls by equal factors until `anneal_until`."""
+    return annealed_rhythm_blur(1.0 if step is None else step / _annealing_steps(config))
+
+
+def _annealing_steps(config: TrainConfig) -> int:
+    return max(1, round(config.anneal_until * config.max_steps))
 
 
 class Objective:
@@ -100,15 +111,18 @@ class Objective:
             parts["ratio_diversity"] = terms.ratio_diversity(windows, config.ratio_spread)
             loss = loss - config.ratio_diversity_weight * parts["ratio_diversity"]
         if config.rhythm_weight:
-            parts["rhythm"] = terms.rhythm_matching(
-                resample_windows(x, windows["start_input"], windows["ratio_input"], window),
-                resample_windows(y, windows["start_target"], windows["ratio_target"], window),
-            )
+            blur = rhythm_blur_at(config, step)
+            parts["rhythm"] = tempo_matching(x, y, windows, window, blur=blur, lags=self.lags(window))
             loss = loss + config.rhythm_weight * parts["rhythm"]
         if config.envelope_copy_weight:
             parts["envelope_copy"] = self.envelope_copy(patterns, windows, x, y, random_stretch)
             loss = loss + config.envelope_copy_weight * parts["envelope_copy"]
         return loss, parts
+
+    def lags(self, window: int) -> tuple[float, float]:
+        """Frames of the lags at which rhythm is compared; at most a quarter of the window, so that each fits often."""
+        shortest, longest = (seconds * self.codec.frame_rate for seconds in LAGS_SECONDS)
+        return max(1.0, shortest), min(longest, window / 4)
 
     def spectral(self, patterns: Tensor, windows: dict[str, Tensor], y: Tensor, random_stretch: bool) -> Tensor:
         with torch.no_grad():

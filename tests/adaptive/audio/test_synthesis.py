@@ -10,7 +10,7 @@ import pytest
 
 from adaptive_window.audio import synthesis
 from adaptive_window.audio.files import find_audio, read_audio
-from adaptive_window.audio.synthesis import NOTE_NAMES, SCALES, Piece, synthesize_pair, write_demo_set
+from adaptive_window.audio.synthesis import NOTE_NAMES, SCALES, Piece, synthesize_drums, synthesize_pair, write_demo_set
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +119,18 @@ def test_demo_set_is_pairs_of_wavs(tmp_path: Path) -> None:
     audio = [read_audio(path, 16000) for path in written]
     assert all(a.shape == (1, 32000) for a in audio)
     assert len({a.sum().item() for a in audio}) == 6
+
+
+@pytest.mark.parametrize("bpm", [100, 125.0])
+def test_drums_repeat_every_bar(bpm: float) -> None:
+    drums = synthesize_drums(3, bpm, seconds=10.0, sample_rate=16000)
+    assert drums.shape == (160000,)
+    assert drums.dtype == np.float32
+    assert 0.1 < np.abs(drums).max() <= 0.85
+    bar = round(240 / bpm * 16000)
+    repeated = np.corrcoef(drums[:-bar], drums[bar:])[0, 1]
+    shifted = np.corrcoef(drums[: -bar - 700], drums[bar + 700 :])[0, 1]
+    assert repeated > 0.98  # but for the hiss
+    assert shifted < 0.5
+    assert np.array_equal(drums, synthesize_drums(3, bpm, seconds=10.0, sample_rate=16000))
+    assert not np.array_equal(drums, synthesize_drums(4, bpm, seconds=10.0, sample_rate=16000))
