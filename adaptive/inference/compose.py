@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..audio.codec import Codec, load_codec
-from ..audio.files import AudioError, read_audio, write_audio
+from ..audio.files import read_audio, write_audio
 from ..config import ComposeConfig, PlotConfig, SongPairOptions, UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..plots import SUFFIXES, save_figure, windows_figure
@@ -73,13 +73,9 @@ def encode_clip(path: Path, at: float, frames: int, codec: Codec) -> Tensor:
     Raises:
         AudioError: unreadable, or the song ends before the clip does.
     """
-    audio = read_audio(path, codec.sample_rate)
-    begin, length = round(at * codec.sample_rate), frames * codec.hop
-    if audio.shape[-1] < begin + length:
-        have, need = audio.shape[-1] / codec.sample_rate, (begin + length) / codec.sample_rate
-        raise AudioError(path, f"{have:.2f} s long, but the clip at {at:g} s ends at {need:.2f} s")
+    audio = read_audio(path, codec.sample_rate, start=round(at * codec.sample_rate), length=frames * codec.hop)
     with torch.no_grad():
-        return codec.encode(audio[None, :, begin : begin + length])
+        return codec.encode(audio[None])
 
 
 def parse_pick(text: str, num_pairs: int) -> str | int:

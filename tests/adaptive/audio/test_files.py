@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ def wav_bytes(samples: np.ndarray, claim: int | None = None, rate: int = RATE) -
         (".wav", "PCM_U8", 8),
         (".wav", "PCM_16", 16),
         (".wav", "PCM_24", 24),
+        (".wav", "PCM_32", 24),
         (".wav", "FLOAT", 24),
+        (".wav", "DOUBLE", 24),
         (".flac", "PCM_16", 16),
         (".aiff", "PCM_16", 16),
         (".caf", "PCM_16", 16),
@@ -98,6 +101,28 @@ def test_blocks_equal_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     blocks = list(stream_audio(tmp_path / "a.wav", 16000))
     assert len(blocks) > 10
     assert np.array_equal(np.concatenate(blocks), whole[0].numpy())
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 500), (1000, 1), (3000, 2500), (30_999, 1001), (0, 32_000)])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_part_is_that_part_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, length: int, rate: int
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 2 * rate), rate)
+    monkeypatch.setattr(files, "_BLOCK_SECONDS", 0.2)
+    whole = read_audio(tmp_path / "a.wav", 16000)
+    assert torch.equal(
+        read_audio(tmp_path / "a.wav", 16000, start=start, length=length), whole[:, start : start + length]
+    )
+
+
+def test_a_part_beyond_the_end_is_refused_and_one_before_damage_is_not(tmp_path: Path) -> None:
+    sound = np.where(np.arange(30 * RATE) > 25 * RATE, np.nan, 0.1)
+    soundfile.write(tmp_path / "a.wav", sound, RATE, subtype="FLOAT")
+    assert read_audio(tmp_path / "a.wav", RATE, start=RATE, length=RATE).shape == (1, RATE)
+    soundfile.write(tmp_path / "b.wav", tone(2.0), RATE)
+    with pytest.raises(AudioError, match=r"b\.wav': 2\.00 s long, but the clip at 1\.5 s ends at 2\.50 s"):
+        read_audio(tmp_path / "b.wav", RATE, start=12000, length=8000)
 
 
 def _empty(path: Path) -> None:
@@ -188,14 +213,38 @@ def test_truncated_files_of_other_formats_are_refused(tmp_path: Path, suffix: st
         read_audio(path, 44100)
 
 
-def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.wav"
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user to whom permissions apply, who runs the test (root, whom nothing is forbidden, becomes it)."""
+    with tempfile.TemporaryDirectory() as name:  # not below tmp_path, which pytest keeps private to its user
+        if os.geteuid() != 0:
+            yield Path(name)
+            return
+        os.chown(name, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
+
+
+def test_no_permission(unprivileged: Path) -> None:
+    path = unprivileged / "a.wav"
     soundfile.write(path, tone(), RATE)
     path.chmod(0)
-    if os.geteuid() == 0:  # whom nothing is forbidden
-        monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(AudioError, match=r"a\.wav.*no permission"):
         read_audio(path, RATE)
+    folder = unprivileged / "folder"
+    folder.mkdir(mode=0)
+    try:
+        with pytest.raises(AudioError, match=r"b\.wav.*cannot be opened \(Permission denied\)"):
+            read_audio(folder / "b.wav", RATE)
+        with pytest.raises(AudioError, match=r"folder.*cannot be listed \(Permission denied\)"):
+            find_audio(unprivileged)
+        with pytest.raises(AudioError, match=r"a\.wav.*cannot be written"):
+            write_audio(folder / "a.wav", tone(), RATE)
+    finally:
+        folder.chmod(0o700)
 
 
 @pytest.mark.parametrize("name", [b"-rf.wav", b"two\nlines.wav", b"caf\xe9.wav", b"sp ace'\".wav"])
