@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from ..durable import replacing
+from ..progress import Meter, duration
 from .codec import Codec
 from .files import AudioError, check_readable, stream_audio
 
@@ -92,9 +92,10 @@ class LatentCache:
         self._memory: dict[str, Tensor] = {}
         self._contents: dict[tuple[str, int, int], str] = {}  # (path, size, time of change) -> key
         self._verified: set[str] = set()
+        self._meter: Meter | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "codec": None}
+        return {**self.__dict__, "codec": None, "_meter": None}
 
     def key(self, path: str | os.PathLike[str]) -> str:
         """The sha256 of the file's bytes in hex, computed once per path, size and time of change."""
@@ -144,12 +145,15 @@ class LatentCache:
         """Encode what is not there yet: frames of each good file, and each bad one with its reason."""
         frames: dict[Path, int] = {}
         bad: list[tuple[Path, str]] = []
-        hidden = None if progress else True  # None: hidden where the output is no terminal
-        for path in tqdm([Path(path) for path in paths], desc="encoding", unit="file", disable=hidden):
-            try:
-                frames[path] = self.frames(path)
-            except AudioError as error:
-                bad.append((path, error.reason))
+        files = [Path(path) for path in paths]
+        with Meter(len(files), what="encoding", unit="file", hidden=not progress) as self._meter:
+            for path in files:
+                try:
+                    frames[path] = self.frames(path)
+                except AudioError as error:
+                    bad.append((path, error.reason))
+                self._meter.advance(repr(path.name))
+        self._meter = None
         return frames, bad
 
     def entry(self, key: str) -> Path | None:
@@ -185,7 +189,7 @@ class LatentCache:
             try:
                 entry.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(entry) as temporary, open(temporary, "wb") as file:
-                    count = _write_entry(file, stream_latents(path, codec), self._codec_key)
+                    count = _write_entry(file, self._watched(path, codec), self._codec_key)
             except OSError as error:
                 raise CacheError(
                     f"the latent cache {self.folder} cannot be written ({error.strerror}): make room, or name another "
@@ -196,6 +200,15 @@ class LatentCache:
             self._forget(key)
             raise AudioError(path, "changed while it was read")
         return count
+
+    def _watched(self, path: str | os.PathLike[str], codec: Codec) -> Iterator[Tensor]:
+        """`stream_latents`, with a sign of life where the file is long."""
+        count = 0
+        for piece in stream_latents(path, codec):
+            count += piece.shape[1]
+            if self._meter is not None:
+                self._meter.alive(f"{os.path.basename(path)!r} at {duration(codec.seconds(count))}")
+            yield piece
 
     def _forget(self, key: str) -> None:
         entry = self.entry(key)
