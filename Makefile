@@ -5,7 +5,7 @@ RUNS ?= 200
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: test lint sanitize mutants inspect fuzz kill soak
+.PHONY: test lint sanitize mutants inspect fuzz kill soak bench-cpu
 
 test:
 	$(PYTHON) -m pytest
@@ -39,3 +39,11 @@ inspect:
 # Damaged audio files, read by the shipped reader in a child process (tests/support/fuzz_audio.py).
 fuzz:
 	PYTHONPATH=tests/support $(PYTHON) -m fuzz_audio --cases $(CASES) --seed $(SEED)
+
+# README's measured tables and docs/benchmarks/*.svg anew, on a machine that does nothing else: about ten minutes on two
+# cores. Two threads first, then the operations with one; the static table last, since it measures nothing.
+bench-cpu:
+	$(PYTHON) benchmarks/run.py --device cpu --threads 2 --save --parts ops attention step scaling codec
+	$(PYTHON) benchmarks/run.py --device cpu --threads 1 --save --parts ops --batch 8 --frame-rates 50
+	$(PYTHON) benchmarks/run.py --device cpu --threads 2 --save --update --parts static
+	$(PYTHON) benchmarks/report.py --write README.md --plots docs/benchmarks

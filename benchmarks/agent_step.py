@@ -7,9 +7,10 @@ sample with `F.interpolate` and uses `nn.TransformerEncoder` (tests/support/orig
 mean of outputs² plus the mean of the losses, and backward; no optimizer. Before anything is timed, both compute the
 same whole-frame windows in eval mode and must agree.
 
-Each variant runs in a process of its own, one after the other, in several rounds; seconds are the best of all steps
-(other work on the machine only ever adds). Memory on a CPU is the process's largest resident set (`ru_maxrss`), which
-includes PyTorch itself (`idle` is what a process holds before its first step); on CUDA it is what PyTorch allocated.
+Each variant runs in a process of its own, one after the other, in several rounds; seconds are the median, the middle
+half and the best of all steps but each process's first, which warms up (unless it is the only one). Memory on a CPU is
+the process's largest resident set (`ru_maxrss`), which includes PyTorch itself (`idle` is what a process holds before
+its first step); on CUDA it is what PyTorch allocated.
 Counted in one more step: values that the host waits for, and on CUDA kernels launched.
 """
 
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 
 import torch
-from harness import host_syncs, launches, machine
+from harness import Timing, host_syncs, launches, machine
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
@@ -101,7 +102,8 @@ def run_steps(options: argparse.Namespace) -> dict[str, object]:
         cpu.append(time.process_time() - began_cpu)
     peak = peak_memory(device)  # before the counting below, which has a memory of its own
     counted = {"host_syncs": host_syncs(step, device), "launches": launches(step) if device == "cuda" else None}
-    return {"idle": idle, "peak": peak, "wall": wall, "cpu": cpu, "counted": counted}
+    warm = 1 if options.steps > 1 else 0
+    return {"idle": idle, "peak": peak, "wall": wall[warm:], "cpu": cpu[warm:], "counted": counted}
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, object]]:
@@ -119,11 +121,10 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, object]]:
                 results[variant][key] += value if isinstance(value, list) else [value]
     return {
         name: {
-            "seconds_per_step": min(r["wall"]),
-            "cpu_seconds_per_step": min(r["cpu"]),
+            "seconds": Timing.of(r["wall"]).describe(),
+            "cpu_seconds": Timing.of(r["cpu"]).describe(),
             "peak_mib": max(r["peak"]) / MIB,
             "idle_mib": max(r["idle"]) / MIB,
-            "all_seconds": r["wall"],
             **r["counted"][0],
         }
         for name, r in results.items()
@@ -135,8 +136,8 @@ def report(results: dict[str, dict[str, object]], options: argparse.Namespace, p
           f"{options.frames} -> {options.window} frames, float32, training mode")  # fmt: skip
     print(f"parity in eval mode at whole-frame windows: {parity:.1e} (relative)")
     rows = [
-        ("wall s/step (best)", "seconds_per_step", "{:.2f}"),
-        ("CPU s/step (best)", "cpu_seconds_per_step", "{:.2f}"),
+        ("wall s/step", "seconds", "{:.2f}"),
+        ("processor s/step", "cpu_seconds", "{:.2f}"),
         ("peak memory, MiB", "peak_mib", "{:.0f}"),
         ("idle memory, MiB", "idle_mib", "{:.0f}"),
         ("host syncs/step", "host_syncs", "{}"),
@@ -144,7 +145,7 @@ def report(results: dict[str, dict[str, object]], options: argparse.Namespace, p
     ]
     print(f"{'':22}{'original':>10}{'ours':>10}{'ratio':>8}")
     for title, key, form in rows:
-        a, b = (results[name][key] for name in VARIANTS)
+        a, b = (v["median"] if isinstance(v, dict) else v for v in (results[name][key] for name in VARIANTS))
         print(f"{title:22}{form.format(a):>10}{form.format(b):>10}{f'{b / a:.2f}' if a and b else '-':>8}")  # type: ignore[operator]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,22 +19,27 @@ MOST = 200  # repetitions, whatever the time allowed
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median, the middle half's ends, the best, and of how many repetitions."""
+    """The median, the middle half's ends, the least, and of how many repetitions; seconds, or ratios."""
 
     median: float
     low: float
     high: float
     best: float
     repetitions: int
+    samples: tuple[float, ...] = field(repr=False)  # in the order of the rounds
 
     @classmethod
-    def of(cls, seconds: list[float]) -> Timing:
-        ordered = sorted(seconds)
+    def of(cls, samples: Sequence[float]) -> Timing:
+        ordered = sorted(samples)
         low, high = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
-        return cls(statistics.median(ordered), low, high, ordered[0], len(ordered))
+        return cls(statistics.median(ordered), low, high, ordered[0], len(ordered), tuple(samples))
+
+    def over(self, other: Timing) -> Timing:
+        """Ratios to another call timed in the same rounds, each round's for itself: what slows a round slows both."""
+        return Timing.of([a / b for a, b in zip(self.samples, other.samples, strict=True)])
 
     def describe(self) -> dict[str, float]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in ("median", "low", "high", "best", "repetitions")}
 
 
 class _Flush:
@@ -72,7 +78,8 @@ def time_calls(
 ) -> dict[str, Timing]:
     """Times all calls in turn, round after round, for about `seconds` in total: a busy moment hits every one alike.
 
-    `prepare[name]` runs before each repetition of a call, untimed. Two rounds warm up, and at least `fewest` are timed.
+    `prepare[name]` runs before each repetition of a call, untimed. Two rounds warm up (one, where a round takes a tenth
+    of the time allowed), and at least `fewest` are timed.
     """
     flush = _Flush() if device == "cuda" else None
     prepare = prepare or {}
@@ -83,8 +90,11 @@ def time_calls(
         return _cuda_seconds(calls[name], flush) if flush is not None else _cpu_seconds(calls[name])
 
     for _ in range(min(2, fewest)):
+        began = time.perf_counter()
         for name in calls:
             once(name)
+        if time.perf_counter() - began > seconds / 10 > 0:
+            break
     samples: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     for done in range(MOST):
@@ -146,7 +156,10 @@ def host_syncs(call: Callable[[], object], device: str) -> int:
 
 
 def launches(call: Callable[[], object]) -> int | None:
-    """Kernels, copies and fills that a call puts on the device; None where the profiler sees none."""
+    """Kernels, copies and fills that a call puts on the device; None where the profiler sees none.
+
+    Named regions, which the profiler shows on the device as well, are none of these.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -154,7 +167,8 @@ def launches(call: Callable[[], object]) -> int | None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         call()
         torch.cuda.synchronize()
-    return sum(event.device_type == DeviceType.CUDA for event in profiler.events()) or None
+    events = [e for e in profiler.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return len(events) or None
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
@@ -182,9 +196,18 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
 
 
 def set_tf32(on: bool) -> None:
-    """float32 products of convolutions and matrices on CUDA: TF32 or exact."""
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if on else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if on else "ieee"
+    """float32 products of convolutions and matrices on CUDA: TF32 or exact.
+
+    By the older switches: they set the newer `fp32_precision` too, while whoever reads the older ones after the newer
+    were set gets an error.
+    """
+    torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cuda.matmul.allow_tf32 = on
+
+
+def slug(device: str) -> str:
+    """A device's name for file names."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def machine(device: str) -> dict[str, object]:
@@ -201,11 +224,14 @@ def machine(device: str) -> dict[str, object]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = None
+    threads = torch.get_num_threads()
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{cpu}, {threads} thread{'s' if threads > 1 else ''}",
         "kind": device,
         "cpu": cpu,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device == "cuda" else None,
         "triton": triton_version,

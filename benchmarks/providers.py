@@ -170,7 +170,6 @@ def _needs_cuda(case: Case) -> None:
 
 
 def _compiled(call: Call) -> Call:
-    torch._dynamo.reset()  # a few graphs per function are kept, then Dynamo gives up and runs eagerly
     return torch.compile(call, fullgraph=True, dynamic=False)
 
 

@@ -1,8 +1,9 @@
 """Results as text: Markdown tables and SVG plots from the JSON that run.py writes.
 
     python benchmarks/report.py                        # every file in benchmarks/results, newest of each device
-    python benchmarks/report.py a.json --plots docs    # these files; plots into docs/
+    python benchmarks/report.py a.json --plots plots   # these files; plots into plots/
     python benchmarks/report.py --check README.md      # exit 1 unless README.md holds the report as it is now
+    python benchmarks/report.py --write README.md --plots docs/benchmarks
 
 Where no result comes from a GPU the report says that none was measured. `--check` and `--write` look between the lines
 `<!-- benchmarks -->` and `<!-- /benchmarks -->`.
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from harness import slug
 from operations import peer
 from providers import ours
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+PLOTS = "docs/benchmarks"  # where README looks for them
 NO_GPU = "No figure here comes from a GPU: none has been measured yet."
 
 
@@ -47,7 +50,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g}"
+    """Milliseconds with three digits, or all before the point."""
+    return f"{1e3 * seconds:.3g}" if seconds < 0.0995 else f"{1e3 * seconds:.0f}"
+
+
+def _ratio(value: dict[str, float]) -> str:
+    return f"{value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
 def _versions(machine: dict[str, Any]) -> str:
@@ -74,7 +82,7 @@ def operations(result: dict[str, Any]) -> list[str]:
                     *(_ms(row["seconds"][way]["median"]) for way in ("forward", "backward")),
                     f"{_ms(both['median'])} ({_ms(both['low'])} to {_ms(both['high'])})",
                     _ms(replay["median"]) if replay else "-",
-                    f"{row['times_faster_than_loop']['both']:.2f}" if "times_faster_than_loop" in row else "-",
+                    _ratio(row["times_faster_than_loop"]["both"]) if "times_faster_than_loop" in row else "-",
                     f"{row['of_floor']['both']:.1f}" if "of_floor" in row else "-",
                     f"{row['peak_bytes'] / 2**20:.0f}",
                     f"{row['host_syncs']}" + (f", {row['launches']}" if row["launches"] is not None else ""),
@@ -102,21 +110,30 @@ def step(result: dict[str, Any]) -> list[str]:
     for entry in result["step"]:
         a, b = entry["original"], entry["ours"]
 
-        def ratio(key: str, a: dict[str, Any] = a, b: dict[str, Any] = b) -> str:
-            return f"{b[key] / a[key]:.2f}" if a.get(key) and b.get(key) else "-"
-
-        names = {
-            "seconds_per_step": "seconds (best)",
-            "peak_mib": "peak memory, MiB",
-            "host_syncs": "host syncs",
-            "launches": "launches",
-        }
-        cells = [
-            [label, *("-" if v[key] is None else f"{v[key]:.4g}" for v in (a, b)), ratio(key)]
-            for key, label in names.items()
-        ]
-        lines += [f"Training step, batch {entry['batch']}:", "", *_table(("", "original", "ours", "ratio"), cells), ""]
+        seconds = [f"{v['median']:.3g} ({v['low']:.3g} to {v['high']:.3g})" for v in (a["seconds"], b["seconds"])]
+        cells = [["seconds (middle half)", *seconds, f"{b['seconds']['median'] / a['seconds']['median']:.2f}"]]
+        names = {"peak_mib": "peak memory, MiB", "idle_mib": "of that before the first step",
+                 "host_syncs": "host syncs", "launches": "launches"}  # fmt: skip
+        for key, label in names.items():
+            ratio = f"{b[key] / a[key]:.2f}" if a[key] and b[key] else "-"
+            cells.append([label, *("-" if v[key] is None else f"{v[key]:.0f}" for v in (a, b)), ratio])
+        text = f"**Training step of the whole agent**, forward and backward, batch {entry['batch']}, 3 pairs, float32:"
+        lines += [text, "", *_table(("", "original", "ours", "ratio"), cells), ""]
     return lines
+
+
+def attention(result: dict[str, Any]) -> list[str]:
+    part = result["attention"]
+    cells = []
+    for row in part["rows"]:
+        t = row["seconds"]
+        cells.append([f"{row['mode']}, {row['variant']}", f"{_ms(t['median'])} ({_ms(t['low'])} to {_ms(t['high'])})",
+                      f"{row['peak_bytes'] / 2**20:.0f}"])  # fmt: skip
+    text = (
+        f"**Self-attention of one composer layer**, {part['windows']} windows of {part['frames']} frames (training: "
+        "forward and backward with dropout; `without dropout` is what the layer would cost at dropout 0):"
+    )
+    return [text, "", *_table(("", "ms (middle half)", "peak MiB"), cells), ""]
 
 
 def scaling(result: dict[str, Any]) -> list[str]:
@@ -125,7 +142,10 @@ def scaling(result: dict[str, Any]) -> list[str]:
     cells = [
         [p, *(f"{axes[a][p]['exponent']:.2f}" if "exponent" in axes[a][p] else "-" for a in axes)] for p in providers
     ]
-    return ["Cost grows as size to the power of:", "", *_table(("", *axes), cells), ""]
+    text = "**Scaling**: cost of forward and backward grows as size to the power of"
+    name = slug(result["machine"]["device"])
+    pictures = " ".join(f"![cost against {axis}]({PLOTS}/{name}-scaling-{axis}.svg)" for axis in axes)
+    return [text, "", *_table(("", *axes), cells), "", pictures, ""]
 
 
 def static(result: dict[str, Any]) -> list[str]:
@@ -144,11 +164,23 @@ def static(result: dict[str, Any]) -> list[str]:
     ]
     assumed = result["static"]["assumed"]
     text = (
-        f"A model, not a measurement: compiled for sm_{result['static']['arch']}; {assumed['processors']} processors "
-        f"at {assumed['clock_hz'] / 1e9:.3g} GHz and {assumed['bytes_per_s'] / 1e12:.2g} TB/s assumed. Instructions "
-        "and bytes per element of the windows, B = 32, P = 3, per stream."
+        f"**The GPU kernels: a model, not a measurement.** Compiled for sm_{result['static']['arch']} and counted; "
+        f"time assumes {assumed['processors']} processors at {assumed['clock_hz'] / 1e9:.3g} GHz and "
+        f"{assumed['bytes_per_s'] / 1e12:.2g} TB/s: instructions issued, bytes moved, and the floor, each input "
+        "read and each output written once; no launches, caches or latency. Instructions and bytes per element of the "
+        "windows, B = 32, P = 3, per stream."
     )
     return [text, "", *_table(head, cells), ""]
+
+
+def codec(result: dict[str, Any]) -> list[str]:
+    times = {name: _ms(value["median"]) for name, value in result["codec"]["times"].items()}
+    return [
+        f"**Codec**: compressing 24 s of EnCodec latents to 16 s takes {times['latents']} ms, the way through audio "
+        f"{times['audio']} ms (decode {times['audio: decode']}, stretch {times['audio: stretch']}, encode "
+        f"{times['audio: encode']}): {result['codec']['ratio']:.0f} times as fast. Random codec weights, one clip.",
+        "",
+    ]
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
@@ -160,29 +192,28 @@ def render(results: Sequence[dict[str, Any]]) -> str:
                 f"Device copy in the same run, read plus written: {result['copy_bytes_per_s'] / 1e9:.1f} GB/s.",
                 "",
             ]
-        sections = {"ops": operations, "step": step, "scaling": scaling, "static": static}
+        sections = {"ops": operations, "attention": attention, "step": step, "scaling": scaling, "static": static}
         for part, section in sections.items():
             if result.get(part):
                 lines += section(result)
         if "ratio" in result.get("codec", {}):
-            lines += [
-                f"Compressing latents is {result['codec']['ratio']:.0f} times as fast as decode, stretch, encode.",
-                "",
-            ]
+            lines += codec(result)
         for part, reason in result.get("failed", {}).items():
             lines += [f"Part {part} failed: {reason}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def plots(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Scaling of the first result that has it (a GPU's, if there is one)."""
+    """One per axis and device: `DEVICE-scaling-B.svg`, ..."""
     from scaling import plot
 
+    paths = []
     for result in results:
         if result.get("scaling"):
             folder.mkdir(parents=True, exist_ok=True)
-            return plot(result["scaling"], folder, _versions(result["machine"]))
-    return []
+            machine = result["machine"]
+            paths += plot(result["scaling"], folder, _versions(machine), slug(machine["device"]))
+    return paths
 
 
 def _place(text: str, report: str, path: Path) -> str:

@@ -32,10 +32,20 @@ def fit_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 
 
 def measure(
-    base: Case, providers: Sequence[str], axes: Sequence[str], seconds: float, say: Callable[[str], None] = print
+    base: Case,
+    providers: Sequence[str],
+    axes: Sequence[str],
+    seconds: float,
+    say: Callable[[str], None] = print,
+    results: dict[str, Any] | None = None,
+    save: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """`{axis: {provider: {"sizes", "seconds", "exponent"}}}`, seconds being the median of forward and backward."""
-    results: dict[str, Any] = {}
+    """`{axis: {provider: {"sizes", "seconds", "exponent"}}}`, seconds being the median of forward and backward.
+
+    `save` is called after each axis, when `results["axes"]` has it.
+    """
+    results = {} if results is None else results
+    results |= {"base": base.describe(), "axes": {}}
     for axis in axes:
         name, sizes = AXES[axis]
         if base.device == "cuda" and axis in LARGE:
@@ -53,12 +63,13 @@ def measure(
                 curve["exponent"] = fit_exponent(curve["sizes"], curve["seconds"])
                 milliseconds = " ".join(f"{1e3 * s:.2f}" for s in curve["seconds"])
                 say(f"cost ~ {axis}^{curve['exponent']:.2f}  {provider}: {milliseconds} ms at {curve['sizes']}")
-        results[axis] = curves
-    return {"base": base.describe(), "axes": results}
+        results["axes"][axis] = curves
+        save()
+    return results
 
 
-def plot(results: dict[str, Any], folder: Path, label: str) -> list[Path]:
-    """One SVG per axis: `scaling-B.svg`, ...; needs matplotlib."""
+def plot(results: dict[str, Any], folder: Path, label: str, prefix: str) -> list[Path]:
+    """One SVG per axis: `PREFIX-scaling-B.svg`, ...; needs matplotlib."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -80,7 +91,7 @@ def plot(results: dict[str, Any], folder: Path, label: str) -> list[Path]:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-        paths.append(folder / f"scaling-{axis}.svg")
+        paths.append(folder / f"{prefix}-scaling-{axis}.svg")
         figure.savefig(paths[-1], metadata={"Date": None})
         plt.close(figure)
     return paths

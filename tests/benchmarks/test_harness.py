@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # scripts, not a package
 
+import agent_step
+import attention
 import harness
 import operations
 import parity
@@ -24,6 +27,7 @@ import scaling
 from providers import PROVIDERS, Case
 
 from adaptive_window.kernels import reference
+from adaptive_window.model.attention import masked_attention
 
 TINY = Case(batch=1, pairs=2, channels=8, frames=100, window=64)
 EAGER = ("a loop", "b grid_sample", "c reference")
@@ -31,11 +35,9 @@ EAGER = ("a loop", "b grid_sample", "c reference")
 
 @pytest.fixture(autouse=True)
 def _precision() -> Iterator[None]:
-    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [switch.fp32_precision for switch in switches]
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     yield
-    for switch, value in zip(switches, before, strict=True):
-        switch.fp32_precision = value
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def right(*inputs: Tensor) -> Tensor:
@@ -122,6 +124,19 @@ class TestCounts:
         timing = harness.Timing.of([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
         assert (timing.best, timing.low, timing.median, timing.high, timing.repetitions) == (1, 3, 5, 7, 9)
 
+    def test_ratios_are_taken_round_by_round(self) -> None:
+        slow, fast = harness.Timing.of([2.0, 40.0, 9.0]), harness.Timing.of([1.0, 10.0, 3.0])
+        ratio = slow.over(fast)
+        assert (ratio.low, ratio.median, ratio.high) == (2, 3, 4)  # of the medians: 9 / 3; a slow round changes nothing
+        assert "samples" not in ratio.describe()
+
+    def test_precision_switches_agree_with_each_other(self) -> None:
+        for on in (True, False):
+            harness.set_tf32(on)
+            assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is on
+            assert (torch.backends.cudnn.conv.fp32_precision == "tf32") is on
+            assert (torch.backends.cuda.matmul.fp32_precision == "tf32") is on
+
     def test_calls_are_timed_in_turn(self) -> None:
         order: list[str] = []
         calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
@@ -167,9 +182,42 @@ class TestScaling:
         results = scaling.measure(TINY, ("c reference",), ("P",), 0.0, said.append)
         assert results["axes"]["P"]["c reference"]["sizes"] == [1, 2]
         assert said[0].startswith("cost ~ P^")
-        (path,) = scaling.plot(results, tmp_path, "a device, a date")
-        assert path.name == "scaling-P.svg"
+        (path,) = scaling.plot(results, tmp_path, "a device, a date", "a-device")
+        assert path.name == "a-device-scaling-P.svg"
         assert "<svg" in path.read_text()
+
+
+class TestAttention:
+    def test_rows(self) -> None:
+        said: list[str] = []
+        result = attention.measure("cpu", 2, 250, 0.0, 1, said.append)
+        rows = {(row["mode"], row["variant"]): row for row in result["rows"]}
+        assert list(rows) == [(m, v) for m in attention.MODES for v in attention.VARIANTS]
+        assert all(row["seconds"]["median"] > 0 for row in rows.values())
+        of = {v: rows["training", v]["peak_bytes"] for v in attention.VARIANTS}
+        assert of["nn.MultiheadAttention"] > of["ours"] > of["without dropout"]
+        assert len(said) == 2 + len(rows)
+
+    def test_no_time_where_they_disagree(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(attention, "masked_attention", lambda *a: 1.001 * masked_attention(*a))
+        with pytest.raises(RuntimeError, match=r"disagree by 1\.0e-03"):
+            attention.measure("cpu", 1, 8, 0.0, 1)
+
+
+class TestAgentStep:
+    def test_the_first_step_warms_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tiny = torch.nn.Linear(1, 1)
+
+        class Agent(torch.nn.Module):
+            def forward(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor], None]:
+                out = tiny(x.mean().view(1, 1))
+                return [out], [out.sum()], None
+
+        monkeypatch.setattr(agent_step, "build", lambda variant, window: Agent())
+        for steps, timed in ((1, 1), (3, 2)):
+            options = argparse.Namespace(variant="ours", device="cpu", batch=1, frames=8, window=4, steps=steps)
+            result = agent_step.run_steps(options)
+            assert len(result["wall"]) == len(result["cpu"]) == timed
 
 
 class TestRun:
@@ -197,6 +245,39 @@ class TestRun:
         assert all(row["seconds"]["both"]["median"] > 0 and row["of_floor"]["both"] > 0 for row in written["ops"])
         assert written["copy_bytes_per_s"] > 0
         assert written["machine"]["torch"] == torch.__version__
+
+    def test_a_saved_file_is_named_by_device_and_day(self) -> None:
+        name = run.file_name({"device": "AMD EPYC, 2 threads", "date": "2026-01-02"}, quick=False)
+        assert name == Path(run.__file__).parent / "results" / "amd-epyc-2-threads-2026-01-02.json"
+        quick = run.file_name({"device": "AMD EPYC, 2 threads", "date": "2026-01-02"}, quick=True)
+        assert quick.name == name.name
+        assert quick.parent != name.parent
+
+    def test_what_was_measured_is_kept_when_the_part_is_cut_short(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(run.SIZES, 50, (100, 64))
+        path = tmp_path / "results.json"
+        kept: list[int] = []
+
+        def stop_at_the_second(*arguments: Any, **more: Any) -> list[dict[str, Any]]:
+            if path.exists():
+                kept.append(len(json.loads(path.read_text())["ops"]))
+                raise KeyboardInterrupt
+            return compare(*arguments, **more)
+
+        compare = run.compare
+        monkeypatch.setattr(run, "compare", stop_at_the_second)
+        command = ["--device", "cpu", "--parts", "ops", "--providers", "c reference", "--batch", "1", "2"]
+        with pytest.raises(KeyboardInterrupt):
+            run.main([*command, "--frame-rates", "50", "--seconds", "0", "--json", str(path)])
+        assert kept == [1]
+
+    @pytest.mark.parametrize(("batches", "one"), [((1, 8, 32), 8), ((1, 2), 2)])
+    def test_other_rates_run_at_one_batch_size(self, batches: tuple[int, ...], one: int) -> None:
+        options = run.parse(["--device", "cpu", "--batch", *map(str, batches)])
+        chosen = [(case.batch, case.frames) for case in run.cases(options)]
+        assert chosen == [*((b, 1200) for b in batches), (one, 1800)]
 
     def test_our_failure_is_the_exit_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(run.SIZES, 50, (100, 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def timed(provider: str, milliseconds: float, device: str) -> dict[str, Any]:
         "note": "",
         "seconds": dict.fromkeys(("forward", "backward", "both"), one),
         "of_floor": {"both": 3.25},
+        "times_faster_than_loop": {"both": {"median": 2.5, "low": 2.25, "high": 3.0}},
         "peak_bytes": 5 * 2**20,
         "host_syncs": 7,
         "launches": 11 if device == "cuda" else None,
@@ -50,7 +52,7 @@ class TestReport:
         text = report.render([result()])
         assert text.startswith(report.NO_GPU)
         assert "### a processor, torch 2.11.0, triton 3.6.0, 2026-01-02" in text
-        assert "| a loop | 80 | 80 | 80 (40 to 160) | - | - | 3.2 | 5 | 7 |" in text
+        assert "| a loop | 80 | 80 | 80 (40 to 160) | - | 2.50 (2.25 to 3.00) | 3.2 | 5 | 7 |" in text
         assert "| b grid_sample | no time: x |" in text
         assert "20.0 GB/s" in text
 
@@ -65,21 +67,30 @@ class TestReport:
 
     def test_the_other_parts(self) -> None:
         curve = {"sizes": [1, 2], "seconds": [1.0, 2.0], "exponent": 1.0}
-        variant = {"seconds_per_step": 2.0, "peak_mib": 1000.0, "host_syncs": 4, "launches": None}
-        half = {"seconds_per_step": 1.0, "peak_mib": 700.0, "host_syncs": 0, "launches": None}
+        variant = {"seconds": {"median": 2.0, "low": 1.5, "high": 3.0}, "peak_mib": 1000.0, "idle_mib": 300.0,
+                   "host_syncs": 4, "launches": None}  # fmt: skip
+        half = variant | {"seconds": {"median": 1.0, "low": 0.9, "high": 1.1}, "peak_mib": 700.0, "host_syncs": 0}
+        lean = {"mode": "training", "variant": "ours", "seconds": half["seconds"], "peak_bytes": 3 * 2**20}
+        names = ("latents", "audio", "audio: decode", "audio: stretch", "audio: encode")
+        times = {name: {"median": 0.001 * (i + 1)} for i, name in enumerate(names)}
         text = report.render(
             [
                 result(
                     step=[{"batch": 8, "original": variant, "ours": half}],
                     scaling={"axes": {"B": {"c reference": curve}}},
-                    codec={"ratio": 123.4},
+                    codec={"ratio": 123.4, "times": times},
+                    attention={"windows": 12, "frames": 800, "rows": [lean]},
                     failed={"static": "RuntimeError: no compiler"},
                 )
             ]
         )
-        assert "| seconds (best) | 2 | 1 | 0.50 |" in text
+        assert "| seconds (middle half) | 2 (1.5 to 3) | 1 (0.9 to 1.1) | 0.50 |" in text
+        assert "| peak memory, MiB | 1000 | 700 | 0.70 |" in text
+        assert "| host syncs | 4 | 0 | - |" in text
+        assert "| training, ours | 1000 (900 to 1100) | 3 |" in text
+        assert "takes 1 ms, the way through audio 2 ms (decode 3, stretch 4, encode 5): 123 times as fast" in text
         assert "| c reference | 1.00 |" in text
-        assert "123 times as fast" in text
+        assert "![cost against B](docs/benchmarks/a-processor-scaling-B.svg)" in text
         assert "Part static failed: RuntimeError: no compiler" in text
 
     def test_newest_of_a_device(self, tmp_path: Path) -> None:
@@ -109,6 +120,16 @@ class TestReport:
         assert text.endswith(f"{report.END}\nafter\n")
         path.write_text(json.dumps(result(date="2026-01-03")))
         assert report.main([str(path), "--check", str(readme)]) == 1
+
+    def test_plots_are_drawn_where_the_report_looks(self, tmp_path: Path) -> None:
+        curve = {"sizes": [1, 2], "seconds": [1.0, 2.0], "exponent": 1.0}
+        results = [result(kind, scaling={"axes": {"B": {"c reference": curve}}}) for kind in ("cuda", "cpu")]
+        drawn = report.plots(results, tmp_path)
+        wanted = re.findall(rf"\({report.PLOTS}/(.*?)\)", report.render(results))
+        assert [path.name for path in drawn] == wanted == ["a-gpu-scaling-B.svg", "a-processor-scaling-B.svg"]
+
+    def test_readme_holds_the_report_of_the_committed_results(self) -> None:
+        assert report.main(["--check", str(BENCHMARKS.parent / "README.md")]) == 0
 
     def test_committed_results_can_be_shown(self) -> None:
         paths = sorted((BENCHMARKS / "results").glob("*.json"))
