@@ -10,8 +10,9 @@ from adaptive_window.kernels.reference import compute_dtype
 from adaptive_window.kernels.validation import check_tensor
 
 FEATURES = ("latent", "energy", "difference")
-MATCH_SCORE = {"latent": 0.4, "energy": 0.4, "difference": 0.4}
-"""Score from where on two windows match, by features; error rates: `python benchmarks/recovery.py`."""
+MATCH_SCORE = {"latent": 0.4, "energy": 0.4, "difference": 0.4, "rhythm": 0.45}
+"""Score from where on two windows match, by features; error rates: `python benchmarks/recovery.py`, and of rhythm
+`python benchmarks/rhythm.py`."""
 BANDS = 32  # channels are averaged to so many; fewer are left as they are
 SPREAD_FLOOR = 0.01  # of the mean spread of all bands: a band that hardly moves counts little, instead of as noise
 VARIANCE_FLOOR = 1e-12  # under a correlation: a constant window correlates with nothing

@@ -20,6 +20,7 @@ from ..model.scale_space import annealed_sigma, gaussian_blur
 from .lattice import Windows, choose_cell, distinct_best, lattice, scores
 from .matching import check_features, correlation, match_features
 from .refine_arguments import check_search, check_signals, given_windows
+from .refine_rhythm import lags_of, refine_rhythm
 
 CELLS = 100  # cells of the lattice along a window: 8 frames each for 800
 SCORE_BLUR = 1 / 400  # of the window: blur of both signals under the score, 2 frames for 800
@@ -89,7 +90,9 @@ def refine_windows(
             Numbers are checked, the values of tensors are not: a window beyond the clip's edges reads their last frame.
         move: the signals whose window is sought: `("x",)`, `("y",)` or `("x", "y")`. With both moved, where clips share
             more than the windows hold, any part of it is an answer.
-        features: `"latent"`, `"energy"` or `"difference"`.
+        features: `"latent"`, `"energy"` or `"difference"`; or `"rhythm"`, which finds a window of one tempo and on one
+            beat with y's, whatever is played (`refine_rhythm`): for `move=("x",)`, and of the schedule it takes only
+            the number of steps, levels · steps_per_level.
         restarts: places from which the gradient starts, ≥ 1; the one of best score is returned.
         levels, steps_per_level, blur: the schedule: ≥ 1, ≥ 1, and σ of the first level in frames, ≥ 0.
         max_ratio: the largest ratio that is sought, ≥ 1. A window never leaves its clip: start ≤ T − ratio·W.
@@ -108,6 +111,15 @@ def refine_windows(
     through scale space", International Journal of Computer Vision 1 (1987).
     """
     check_signals(x, y, window_frames, move)
+    if features == "rhythm":
+        if tuple(move) != ("x",):
+            raise ValueError(f'move must be ("x",) for features="rhythm", got {move!r}')
+        check_search(restarts, levels, steps_per_level, blur, max_ratio, backend)
+        return refine_rhythm(
+            x, y, window_frames, start_x=start_x, ratio_x=ratio_x, start_y=start_y, ratio_y=ratio_y,
+            restarts=restarts, steps=levels * steps_per_level, max_ratio=max_ratio, lags=lags_of(window_frames),
+            backend=backend,
+        )  # fmt: skip
     check_features(features)
     check_search(restarts, levels, steps_per_level, blur, max_ratio, backend)
     given = {
