@@ -50,9 +50,12 @@ def encode(config: EncodeConfig) -> None:
 
 
 def train(config: TrainConfig) -> None:
+    from .training import distributed
     from .training.run import run_training
 
     result = run_training(config)
+    if not distributed.is_main():
+        return
     best = result.summary["best_held_out_loss"]
     print(f"step {result.summary['steps']}: held-out loss {result.final.loss:.4f}, best {best:.4f}")
     print(result.final.windows.table())

@@ -20,7 +20,7 @@ CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
 Device = Literal["auto", "cpu", "cuda"]
 
 if TYPE_CHECKING:  # type checkers take no type that is made by a call
-    PositiveFloat = NonNegativeFloat = AtLeastOne = float
+    PositiveFloat = NonNegativeFloat = AtLeastOne = DropoutRate = float
     PairCount = WorkerCount = Seed = int
 else:
     # finite: jsonargparse's own of these names take infinity
@@ -28,6 +28,7 @@ else:
     PositiveFloat = restricted_number_type("Positive", float, [(">", 0.0), _FINITE])
     NonNegativeFloat = restricted_number_type("NonNegative", float, [(">=", 0.0), _FINITE])
     AtLeastOne = restricted_number_type("AtLeastOne", float, [(">=", 1.0), _FINITE])
+    DropoutRate = restricted_number_type("DropoutRate", float, [(">=", 0.0), ("<", 1.0)])
     # Beyond these a slip of the finger takes the machine's memory before anything can be said about it.
     PairCount = restricted_number_type("PairCount", int, [(">", 0), ("<=", 256)])
     WorkerCount = restricted_number_type("WorkerCount", int, [(">=", 0), ("<=", 256)])
@@ -86,15 +87,20 @@ class TrainConfig(CodecOptions, DataOptions):
     window_seconds: PositiveFloat = flag(16.0, "length of the composed pattern")
     max_ratio: AtLeastOne = flag(1.5, "strongest compression in time")
 
+    dropout: DropoutRate = flag(0.1, "dropout in the agent")
+
     max_steps: PositiveInt = flag(2000, "optimizer steps in all")
-    batch_size: PositiveInt = flag(4, "pairs of clips a step")
+    batch_size: PositiveInt = flag(4, "pairs of clips a step, over all processes together")
     clips_per_song: PositiveInt = flag(8, "random clips of every song an epoch")
     learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
     weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
     schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
     warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
     clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
-    precision: Literal["auto", "float32", "bf16"] = flag("auto", "autocast; auto is bf16 on CUDA, float32 on CPU")
+    precision: Literal["auto", "float32", "bf16", "float64"] = flag(
+        "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
+    )
+    sync_batchnorm: bool = flag(False, "under torchrun: BatchNorm statistics of the whole batch, not of each process")
     compile: bool = flag(False, "torch.compile the agent")
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")

@@ -135,6 +135,13 @@ def agent_loss(terms: Tensor) -> Tensor:
     return 0.5 * (cos_input + cos_target) + BALANCE_WEIGHT * imbalance
 
 
+class BatchMean(nn.Module):
+    """Mean over the first dimension. A module, so that training in several processes can put a joint mean there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(0)
+
+
 class CompositionalCreativeAgent(nn.Module):
     """Splits two windows into rhythm, harmony and timbre, weights the six components and composes a third window.
 

@@ -45,11 +45,12 @@ def evaluate(
     """In eval mode, at fixed crops; every example counts alike."""
     was_training = agent.training
     agent.eval()
+    dtype = next(agent.parameters()).dtype
     total, count = 0.0, 0
     parts: dict[str, float] = {}
     windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):  # see Trainer._load
-        x, y = batch["input"].to(device), batch["target"].to(device)
+        x, y = (batch[key].to(device, dtype) for key in ("input", "target"))
         outputs, losses, metadata = agent(x, y)
         loss, found = objective(outputs, losses, metadata["windows"], x, y, random_stretch=False)
         total += float(loss) * len(x)
@@ -88,10 +89,10 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
     for k in range(min(trainer.config.examples, len(trainer.held_out))):
         item = trainer.held_out[k]
         clips = [torch.as_tensor(item[key]) for key in ("input", "target")]  # [C, T] each
-        x, y = (clip[None].to(trainer.device) for clip in clips)
+        x, y = (clip[None].to(trainer.device, trainer.dtype) for clip in clips)
         latents = agent.compose(x, y, pick="mean")
         with torch.no_grad():
-            audio = codec.decode(latents)[0].cpu()
+            audio = codec.decode(latents.float())[0].cpu()
             windows = agent.window_selector(x, y)
         comment = "random codec weights" if codec.random else None
         write_audio(folder / f"step{step:06d}-{k}.wav", audio, codec.sample_rate, comment=comment)

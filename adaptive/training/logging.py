@@ -5,29 +5,32 @@ A log is never worth a run: a failing TensorBoard or MLflow is named once and dr
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..durable import write_bytes
+from . import distributed
 
 
 def note(message: str) -> None:
-    """A line for the person at the terminal, without disturbing a progress bar."""
+    """A line for the person at the terminal, without disturbing a progress bar; of several processes rank 0's alone."""
     from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)
+    if distributed.is_main():
+        tqdm.write(message, file=sys.stderr)
 
 
 class RunLog:
-    """Scalars, audio and pictures of one run, to every log that works.
+    """Scalars, audio and pictures of one run, to every log that works; of several processes rank 0's alone.
 
     `resumed`: the last step, and the last evaluation's step, that the checkpoint knows. What a killed run logged after
     them is dropped from `metrics.jsonl` and hidden in TensorBoard, since the resumed run logs it again.
@@ -43,12 +46,15 @@ class RunLog:
         resumed: tuple[int, int] | None = None,
     ) -> None:
         self.out = out
-        if resumed is not None:
-            _drop_entries_after(out / "metrics.jsonl", *resumed)
         self._resumed = resumed
-        self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         self._writer: Any = None
         self._mlflow: Any = None
+        if not distributed.is_main():
+            self._metrics: TextIO = io.StringIO()
+            return
+        if resumed is not None:
+            _drop_entries_after(out / "metrics.jsonl", *resumed)
+        self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         if tensorboard:
             self._guarded("TensorBoard", lambda: self._open_tensorboard())
         if mlflow:

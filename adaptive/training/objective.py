@@ -90,7 +90,7 @@ class Objective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`step`: steps taken before, for what is annealed; None for the end of the run (`blur_at`)."""
         config = self.config
-        patterns = torch.stack(outputs, dim=1).float()  # [B, P, C, W]
+        patterns = _wide(torch.stack(outputs, dim=1))  # [B, P, C, W]
         window = patterns.shape[-1]
         parts = {
             "spectral": self.spectral(patterns, windows, y, random_stretch),
@@ -127,15 +127,15 @@ class Objective:
     def spectral(self, patterns: Tensor, windows: dict[str, Tensor], y: Tensor, random_stretch: bool) -> Tensor:
         with torch.no_grad():
             start, ratio = windows["start_target"], windows["ratio_target"]
-            wanted = resample_windows(y, start, ratio, patterns.shape[-1]).float()  # [B, P, C, W]
+            wanted = _wide(resample_windows(y, start, ratio, patterns.shape[-1]))  # [B, P, C, W]
         if self.config.spectral == "latent":
             return terms.reconstruction_loss(patterns, wanted)
         if not self.codec.differentiable:  # latents that are a spectrum themselves
             return terms.multi_scale_latent_loss(patterns, wanted)
         part = self.stretch(patterns.shape[-1], random_stretch)
         with torch.no_grad():
-            wanted_audio = self.codec.decode(wanted[..., part].flatten(0, 1))
-        return terms.multi_resolution_stft_loss(self.codec.decode(patterns[..., part].flatten(0, 1)), wanted_audio)
+            wanted_audio = self.decode(wanted[..., part].flatten(0, 1))
+        return terms.multi_resolution_stft_loss(self.decode(patterns[..., part].flatten(0, 1)), wanted_audio)
 
     def stretch(self, window: int, random_stretch: bool) -> slice:
         """The frames that a decoded loss looks at: `decode_seconds` of them, anywhere or in the middle."""
@@ -153,7 +153,7 @@ class Objective:
         output = self.loudness(patterns[..., part])  # [B·P, N]
         penalties = []
         for clip, name in ((x, "input"), (y, "target")):
-            cut = resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], window).float()
+            cut = _wide(resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], window))
             source = self.loudness(cut[..., part])
             penalties.append(terms.envelope_copy_penalty(output, source, min(250, output.shape[-1])))
         return torch.stack(penalties).mean()
@@ -162,5 +162,12 @@ class Objective:
         """`[B, P, C, T]` -> a signal `[B·P, N]` whose envelope is loudness: decoded audio, or the mean log level."""
         flat = latents.flatten(0, 1)
         if self.codec.differentiable:
-            return self.codec.decode(flat).squeeze(1)
+            return self.decode(flat).squeeze(1)
         return flat.mean(1).exp()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.codec.decode(latents.float())  # codecs stay in float32
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

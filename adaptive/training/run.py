@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from ..audio.cache import LatentCache
@@ -15,6 +16,7 @@ from ..audio.codec import Codec, load_codec
 from ..audio.dataset import ClipDataset, find_examples
 from ..config import TrainConfig, UsageError, cache_folder, to_plain
 from ..plots import save_figure, trajectory_figure
+from . import distributed
 from .checkpoint import LAST, PREVIOUS
 from .evaluation import Evaluation
 from .logging import RunLog, note
@@ -32,6 +34,10 @@ class RunResult:
     summary: dict[str, Any]
 
 
+def holds_run(out: Path) -> bool:
+    return any((out / name).exists() for name in (LAST, PREVIOUS))
+
+
 def prepare_folder(out: Path, *, resume: bool) -> None:
     """Makes the run's folder, and finds out now, not at the first checkpoint, that it cannot be written.
 
@@ -47,51 +53,42 @@ def prepare_folder(out: Path, *, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error}") from error
-    holds_run = any((out / name).exists() for name in (LAST, PREVIOUS))
-    if resume and not holds_run:
+    if resume and not holds_run(out):
         raise UsageError(f"--resume: {out} holds no {LAST} to go on from")
-    if holds_run and not resume:
+    if holds_run(out) and not resume:
         raise UsageError(f"{out} holds a run already: add --resume to go on with it, or name another --out")
 
 
-def run_training(config: TrainConfig) -> RunResult:
-    """Trains as configured; see `TrainConfig` for every option.
+def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
+    """Trains as configured; see `TrainConfig` for every option, `Trainer` for `agent_options`.
+
+    Under torchrun the run is that of all processes together, and each of them returns its result. A run that torchrun
+    restarts goes on from its last checkpoint, as with `--resume`.
 
     Raises:
         UsageError, and the errors of codecs, audio and data: what the user has to change, named.
         TrainingError: the loss stayed non-finite.
         KeyboardInterrupt, Terminated: SIGINT or SIGTERM came; what was trained is saved.
     """
-    with StopSignals() as stop, stop.immediate():  # the trainer alone defers signals, where its state is not whole
-        return _run(config, stop)
-
-
-def _run(config: TrainConfig, stop: StopSignals) -> RunResult:
-    prepare_folder(config.out, resume=config.resume)
     device = choose_device(config.device)
-    if config.clip_seconds < config.window_seconds:
-        raise UsageError(
-            f"--clip-seconds {config.clip_seconds:g} is shorter than --window-seconds {config.window_seconds:g}"
-        )
-    codec = load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
-    train, held_out = find_examples(
-        config.data, shuffle_targets=config.shuffle_targets, unity_test=config.unity_test, seed=config.seed
-    )
-    cache = LatentCache(cache_folder(config.cache), codec)
-    shared: dict[str, Any] = {
-        "clip_frames": codec.frames(config.clip_seconds),
-        "seed": config.seed,
-        "max_bad": config.max_bad,
-        "progress": True,
-    }
-    train_set = ClipDataset(train, cache, clips_per_example=config.clips_per_song, **shared)
-    held_out_set = ClipDataset(held_out, cache, random_crops=False, **shared)
+    # the trainer alone defers signals, where its state is not whole
+    with StopSignals() as stop, stop.immediate(), distributed.process_group(device):
+        return _run(config, device, stop, agent_options)
+
+
+def _run(config: TrainConfig, device: torch.device, stop: StopSignals, agent_options: dict[str, Any]) -> RunResult:
+    if distributed.restarted():
+        config = replace(config, resume=distributed.on_main(lambda: holds_run(config.out)))
+    distributed.on_main(lambda: prepare_folder(config.out, resume=config.resume))
+    codec, train_set, held_out_set = prepare_data(config, device)
     note(
-        f"{len(train)} training and {len(held_out)} held-out songs, codec {codec.name} "
-        f"({codec.frame_rate:g} frames/s), {device}"
+        f"{len(train_set.examples)} training and {len(held_out_set.examples)} held-out songs, codec {codec.name} "
+        f"({codec.frame_rate:g} frames/s), {device}{f', {distributed.size()} processes' * distributed.launched()}"
     )
-    (config.out / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
-    trainer = Trainer(config, codec, train_set, held_out_set, stop)
+    if distributed.is_main():
+        text = yaml.safe_dump(to_plain(config), sort_keys=False)
+        (config.out / "config.yaml").write_text(text, encoding="utf-8")
+    trainer = Trainer(config, codec, train_set, held_out_set, stop, **agent_options)
     log = RunLog(
         config.out,
         to_plain(config),
@@ -103,9 +100,53 @@ def _run(config: TrainConfig, stop: StopSignals) -> RunResult:
         final = trainer.run(log)
     finally:
         log.close()
-    draw_trajectory(trainer.evaluations, config.out / "trajectory.png")
-    summary = write_summary(trainer, final, config.out / "summary.json")
-    return RunResult(config.out, codec, final, summary)
+    return RunResult(config.out, codec, final, distributed.on_main(lambda: finish(trainer, final)))
+
+
+def prepare_data(config: TrainConfig, device: torch.device) -> tuple[Codec, ClipDataset, ClipDataset]:
+    """Codec, training set and held-out set; what is not in the latent cache is encoded by all processes together.
+
+    What is wrong is found by rank 0 first, which then says it alone.
+    """
+    distributed.on_main(lambda: check_config(config))
+    codec = distributed.main_first(
+        lambda: load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
+    )
+    train, held_out = distributed.main_first(
+        lambda: find_examples(
+            config.data, shuffle_targets=config.shuffle_targets, unity_test=config.unity_test, seed=config.seed
+        )
+    )
+    cache = LatentCache(cache_folder(config.cache), codec)
+    if distributed.size() > 1:
+        files = sorted({path for example in (*train, *held_out) for path in (example.input, example.target)})
+        cache.encode_all(distributed.share_of_node(files), progress=distributed.is_main())
+        distributed.wait_for_all()
+    shared: dict[str, Any] = {
+        "clip_frames": codec.frames(config.clip_seconds),
+        "seed": config.seed,
+        "max_bad": config.max_bad,
+        "progress": distributed.is_main(),
+    }
+    train_set = distributed.main_first(
+        lambda: ClipDataset(train, cache, clips_per_example=config.clips_per_song, **shared)
+    )
+    held_out_set = distributed.main_first(lambda: ClipDataset(held_out, cache, random_crops=False, **shared))
+    return codec, train_set, held_out_set
+
+
+def check_config(config: TrainConfig) -> None:
+    distributed.check_batch_size(config.batch_size)
+    if config.clip_seconds < config.window_seconds:
+        raise UsageError(
+            f"--clip-seconds {config.clip_seconds:g} is shorter than --window-seconds {config.window_seconds:g}"
+        )
+
+
+def finish(trainer: Trainer, final: Evaluation) -> dict[str, Any]:
+    """The run's picture and summary."""
+    draw_trajectory(trainer.evaluations, trainer.config.out / "trajectory.png")
+    return write_summary(trainer, final, trainer.config.out / "summary.json")
 
 
 def draw_trajectory(evaluations: list[Evaluation], path: Path) -> None:
