@@ -65,7 +65,7 @@ def is_main() -> bool:
 def restarted() -> bool:
     """Whether torchrun restarted the processes after a failure (`--max-restarts`)."""
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if launched() else 0
-    return largest(count) > 0  # each machine counts its own failures
+    return largest(count)[0] > 0  # each machine counts its own failures
 
 
 @contextlib.contextmanager
@@ -171,13 +171,13 @@ def _wait_for(key: str) -> bytes:
     return _store.get(key)
 
 
-def largest(value: int) -> int:
-    """The largest of the ranks' values, on every rank; waits for the other processes, on CUDA too not for devices."""
+def largest(*values: int) -> list[int]:
+    """The largest of the ranks' values, each, on every rank; waits for the other processes, not for a device."""
     if not dist.is_initialized():
-        return value
-    found = torch.tensor(value)
+        return list(values)
+    found = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    return found.tolist()
 
 
 def gather(value: T) -> list[T]:

@@ -89,7 +89,7 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
     for k in range(min(trainer.config.examples, len(trainer.held_out))):
         item = trainer.held_out[k]
         clips = [torch.as_tensor(item[key]) for key in ("input", "target")]  # [C, T] each
-        x, y = (clip[None].to(trainer.device, trainer.dtype) for clip in clips)
+        x, y = (clip[None].to(trainer.device, next(agent.parameters()).dtype) for clip in clips)
         latents = agent.compose(x, y, pick="mean")
         with torch.no_grad():
             audio = codec.decode(latents.float())[0].cpu()

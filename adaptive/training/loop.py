@@ -6,12 +6,12 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from ..audio.dataset import ClipDataset
 from ..config import TrainConfig, UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
 from . import checkpoint as files
+from . import data_parallel, distributed
 from .evaluation import Evaluation, evaluate, write_examples
 from .logging import RunLog, note
 from .objective import Objective
@@ -27,6 +28,8 @@ from .order import batches_of
 from .signals import StopSignals, Terminated
 from .state import Progress, give_state, random_kept, seed_all, take_state
 from .step import Stepper, StepRecord, problem_of
+
+T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
@@ -76,9 +79,11 @@ class Trainer:
             "max_ratio": config.max_ratio,
             "selector": config.selector,
             "novelty": config.novelty,
+            "dropout": config.dropout,
             **agent_options,
         }
-        self.agent = AdaptiveWindowCreativeAgent(**self.agent_arguments).to(self.device)
+        dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.agent = AdaptiveWindowCreativeAgent(**self.agent_arguments).to(self.device, dtype)
         self.optimizer = torch.optim.AdamW(
             self.agent.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -87,10 +92,13 @@ class Trainer:
         self.step_seconds: deque[float] = deque(maxlen=1000)
         self.last_parts: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
+        distributed.seed_rank(config.seed)
         if config.resume:
-            give_state(self, *files.load_last(config.out))
-        # compiled after the weights are in place; shares them with self.agent, which is what is saved
-        forward: nn.Module = torch.compile(self.agent) if config.compile else self.agent  # type: ignore[assignment]  # compile is typed as any callable
+            distributed.main_first(lambda: give_state(self, *files.load_last(config.out)))
+        # wrapped and compiled after the weights are in place; shares them with self.agent, which is what is saved
+        forward = data_parallel.wrap(self.agent, sync_batchnorm=config.sync_batchnorm)
+        if config.compile:
+            forward = torch.compile(forward)  # type: ignore[assignment]  # compile is typed as any callable
         self.take_step = Stepper(self.agent, forward, self.optimizer, self.objective, config, self.device)
         self._unread: deque[StepRecord] = deque()  # steps whose figures have not been read
         self._settled = self._saved = time.perf_counter()
@@ -104,7 +112,8 @@ class Trainer:
             KeyboardInterrupt, Terminated: SIGINT or SIGTERM came; the state is saved.
         """
         config, progress = self.config, self.progress
-        bar = tqdm(total=config.max_steps, initial=progress.step, desc="training", unit="step", disable=None)
+        hidden = None if distributed.is_main() else True  # None: hidden where the output is no terminal
+        bar = tqdm(total=config.max_steps, initial=progress.step, desc="training", unit="step", disable=hidden)
         try:
             with self.stop, self.stop.deferred():
                 if not self._on_disk:  # a disk that is full shows itself now, and a run killed early can be resumed
@@ -113,7 +122,8 @@ class Trainer:
                     while not (self._complete() or self._should_stop()):
                         self._train(log, bar)
                         self._after_epoch(log)
-                        self.stop.check()
+                        if self._ask_all()[0]:
+                            self.stop.check()
                 except (KeyboardInterrupt, Terminated):
                     if not self._on_disk:
                         self.save(files.LAST)
@@ -126,7 +136,8 @@ class Trainer:
     def save(self, name: str) -> Path:
         path = self.config.out / name
         previous = path.with_name(files.PREVIOUS) if name == files.LAST else None
-        files.save_checkpoint(path, take_state(self), previous=previous)
+        state = take_state(self)
+        distributed.on_main(lambda: files.save_checkpoint(path, state, previous=previous))
         if name == files.LAST:
             self._saved, self._on_disk = time.perf_counter(), True
         return path
@@ -152,10 +163,12 @@ class Trainer:
         return batches_of(len(self.train_set), self.config.batch_size, self.config.seed, self.progress.epoch)
 
     def _load(self, batches: list[list[int]]) -> Iterator[dict[str, Any]]:
+        """This process's share of each batch."""
         # a generator of its own: the loader draws a seed for its workers, which must not disturb dropout's sequence
         generator = torch.Generator().manual_seed(self.config.seed + self.progress.epoch)
+        shares = [distributed.share(batch) for batch in batches]
         yield from DataLoader(
-            self.train_set, batch_sampler=batches, num_workers=self.config.workers, generator=generator
+            self.train_set, batch_sampler=shares, num_workers=self.config.workers, generator=generator
         )
 
     def _train(self, log: RunLog, bar: Any) -> None:
@@ -163,22 +176,35 @@ class Trainer:
         progress = self.progress
         batches = iter(self._load(self._order_of_epoch()[progress.batch :]))
         while progress.step < self.config.max_steps:
-            with self.stop.immediate():
+            with self._leavable():
                 batch = next(batches, None)
             if batch is None:
                 break
             with contextlib.ExitStack() as mode:
                 if self._on_disk:  # nothing is lost by leaving, and the first step may compile for minutes
-                    mode.enter_context(self.stop.immediate())
+                    mode.enter_context(self._leavable())
                 self._unread.append(self.take_step(batch, progress.step))
                 self._on_disk = False
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             self._read(log, bar, leave=0 if self.device.type == "cpu" else 1)
-            if self.stop.requested or self._save_due():
+            stopping, save = self._ask_all()
+            if stopping or save:
                 self._read(log, bar, leave=0)
-                self.stop.check()
+                if stopping:
+                    self.stop.check()
                 self.save(files.LAST)
         self._read(log, bar, leave=0)
+
+    def _leavable(self) -> contextlib.AbstractContextManager[object]:
+        """A part that one process can leave at any point; of several none leaves while others wait for it."""
+        return self.stop.immediate() if distributed.size() == 1 else self.stop.deferred()
+
+    def _ask_all(self) -> tuple[bool, bool]:
+        """Whether any process has a signal to stop, and whether any has a save due: the same answer on all."""
+        number, due = distributed.largest(self.stop.requested or 0, self._save_due())
+        if number:
+            self.stop.requested = number
+        return bool(number), bool(due)
 
     def _save_due(self) -> bool:
         every, minutes = self.config.save_every, self.config.save_minutes
@@ -207,14 +233,16 @@ class Trainer:
             return
         progress.refused += 1
         progress.refused_in_a_row += 1
-        names = ", ".join(record.files)
+        names = ", ".join(sorted({*chain(*distributed.gather(record.files))}))
         note(f"step {record.step} refused: {problem.replace('_', ' ')} is not finite; batch: {names}")
         if progress.refused_in_a_row >= self.config.max_refused:
             self._unread.clear()
             self.save(files.LAST)
-            raise TrainingError(
-                f"{progress.refused_in_a_row} steps in a row with a non-finite loss or gradient; last batch: {names}"
-            )
+            distributed.on_main(lambda: self._give_up(names))
+
+    def _give_up(self, names: str) -> NoReturn:
+        count = self.progress.refused_in_a_row
+        raise TrainingError(f"{count} steps in a row with a non-finite loss or gradient; last batch: {names}")
 
     def _after_step(self, record: StepRecord, log: RunLog, bar: Any) -> None:
         step = record.step
@@ -247,8 +275,7 @@ class Trainer:
 
     def _after_epoch(self, log: RunLog) -> None:
         progress = self.progress
-        with random_kept(self.device), self.stop.immediate():
-            found = self._evaluate()
+        found = self._on_main(self._evaluate)
         better = found.loss < progress.best
         parts = ", ".join(f"{name} {value:.4f}" for name, value in found.parts.items())
         mark = ", best" if better else ""
@@ -259,9 +286,17 @@ class Trainer:
         held_out = {f"held_out/{key}": value for key, value in found.parts.items()}
         log.scalars(progress.step, {"held_out/loss": found.loss, **held_out, **found.windows.scalars()})
         if self.config.examples:
-            with random_kept(self.device), self.stop.immediate():
-                write_examples(self, log)
+            self._on_main(lambda: write_examples(self, log))
         self._keep(found, better)
+
+    def _on_main(self, function: Callable[[], T]) -> T:
+        """On rank 0, which can leave it at any point (the others leave with it), with the result for all ranks."""
+
+        def leavable() -> T:
+            with random_kept(self.device), self.stop.immediate():
+                return function()
+
+        return distributed.on_main(leavable)
 
     def _keep(self, found: Evaluation, better: bool) -> None:
         """The evaluation becomes part of the state, and the state is saved."""

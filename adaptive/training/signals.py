@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from . import distributed
+
 FIRST = b"\nstopping: what was trained is saved first; Ctrl-C again leaves at once, with the checkpoint before\n"
 
 
@@ -105,7 +107,7 @@ class StopSignals:
                     continue  # of a handler that somebody else installed
                 if stopping and number == signal.SIGINT:
                     os._exit(128 + signal.SIGINT)
-                if not stopping:
+                if not stopping and distributed.is_main():
                     os.write(2, FIRST)
                 stopping = True
 

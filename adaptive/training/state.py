@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import to_plain
+from . import distributed
 from .checkpoint import Checkpoint, CheckpointError, load_weights
 from .evaluation import Evaluation
 from .logging import note
@@ -38,12 +39,15 @@ class Progress:
 
 
 def take_state(trainer: Trainer) -> Checkpoint:
-    """Everything, as one checkpoint. The tensors are the live ones: save before the next step."""
+    """Everything, as one checkpoint. The tensors are the live ones: save before the next step.
+
+    All ranks call it together, for their random states; the rest is the same on all but BatchNorm's running statistics.
+    """
     config, codec, evaluations = trainer.config, trainer.codec, trainer.evaluations
     return Checkpoint(
         model=trainer.agent.state_dict(),
         optimizer=optimizer_state(trainer.optimizer, trainer.agent),
-        random=random_state(trainer.device),
+        random=distributed.gather_by_rank(random_state(trainer.device)),
         evaluations={str(k): _windows_of(evaluation) for k, evaluation in enumerate(evaluations)},
         info={
             "agent": trainer.agent_arguments,
@@ -80,7 +84,8 @@ def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
             raise CheckpointError(f"cannot resume {path}: its {key} is {theirs}, this run's is {ours}")
     load_weights(trainer.agent, saved.model, path)
     restore_optimizer(trainer.optimizer, trainer.agent, saved.optimizer)
-    restore_random(saved.random, trainer.device)
+    if states := distributed.part_of_rank(saved.random):  # none for a rank that the saved run did not have
+        restore_random(states, trainer.device)
     trainer.progress = Progress(**info["progress"])
     if changed := differences(info["data_order"], data_order(trainer)):
         text = "; ".join(changed)
@@ -100,7 +105,7 @@ def data_order(trainer: Trainer) -> dict[str, Any]:
     """What decides which examples are in which batch."""
     return {
         "batch size": trainer.config.batch_size,
-        "world size": 1,
+        "world size": distributed.size(),
         "seed": trainer.config.seed,
         "training set": trainer.train_set.fingerprint,
         "held-out set": trainer.held_out.fingerprint,

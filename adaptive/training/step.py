@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+from . import distributed
 from .objective import Objective
 
 
@@ -39,7 +40,7 @@ class StepRecord:
 
     step: int  # from 1
     learning_rate: float
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # of this rank's share of the batch
     began: float  # time.perf_counter()
     names: tuple[str, ...]
     on_host: Tensor  # [len(names)] float64, filled when `done` has been reached
@@ -56,7 +57,7 @@ def problem_of(figures: dict[str, float]) -> str | None:
     """What was not finite, so that the step was refused; None for a step that was taken."""
     if not figures["refused"]:
         return None
-    return next((name for name in ("loss", "gradient_norm") if not math.isfinite(figures[name])), "another rank's loss")
+    return next(name for name in ("loss", "gradient_norm") if not math.isfinite(figures[name]))
 
 
 class Stepper:
@@ -84,17 +85,19 @@ class Stepper:
             group["lr"] = rate
         self.agent.train()
         before = [buffer.clone() for buffer in self.agent.buffers()]
-        x, y = (batch[key].to(self.device, non_blocking=True) for key in ("input", "target"))
+        dtype = next(self.agent.parameters()).dtype
+        x, y = (batch[key].to(self.device, dtype, non_blocking=True) for key in ("input", "target"))
         with self._autocast():
             outputs, losses, metadata = self.forward(x, y)
         loss, parts = self.objective(outputs, losses, metadata["windows"], x, y, step=taken)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self.config.clip_gradient)
-        bad = agreed((~(loss.detach().isfinite() & norm.isfinite())).float())
+        figures = {"loss": loss, "gradient_norm": norm, **parts}
+        figures["refused"] = ~(loss.isfinite() & norm.isfinite())
+        on_device = distributed.mean(torch.stack([value.detach().double() for value in figures.values()]))
+        bad = (on_device[-1] > 0).float()  # on any rank: a step is taken by all or by none
         self._take(bad)
         self._put_back(before, bad)
-        figures = {"loss": loss, "gradient_norm": norm, **parts, "refused": bad}
-        on_device = torch.stack([value.detach().double() for value in figures.values()])
         on_host, done = self._send(on_device)
         files = tuple(sorted({*batch["input_file"], *batch["target_file"]}))
         return StepRecord(taken + 1, rate, files, began, tuple(figures), on_host, done)
@@ -126,10 +129,3 @@ class Stepper:
         done = torch.cuda.Event()
         done.record()
         return on_host, done
-
-
-def agreed(bad: Tensor) -> Tensor:
-    """1 where any rank has 1: a step is taken by all ranks or by none."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-    return bad

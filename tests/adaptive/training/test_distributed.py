@@ -65,7 +65,7 @@ def test_one_process_needs_no_group():
         assert (distributed.rank(), distributed.size(), distributed.is_main()) == (0, 1, True)
         assert distributed.on_main(lambda: 3) == 3
         assert distributed.gather(4) == [4]
-        assert distributed.largest(5) == 5
+        assert distributed.largest(5, 6) == [5, 6]
         assert distributed.share([1, 2, 3]) == [1, 2, 3]
         assert not distributed.restarted()
         distributed.wait_for_all()

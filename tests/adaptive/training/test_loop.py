@@ -65,7 +65,17 @@ def test_an_epochs_order_is_a_function_of_seed_and_epoch():
     assert batches_of(10, 4, seed=1, epoch=2) == batches_of(10, 4, seed=1, epoch=2)
     assert batches_of(10, 4, seed=1, epoch=2) != batches_of(10, 4, seed=1, epoch=3)
     assert batches_of(10, 4, seed=1, epoch=2) != batches_of(10, 4, seed=2, epoch=2)
-    assert sorted(chain(*batches_of(10, 4, seed=1, epoch=2))) == list(range(10))
+    assert sorted(chain(*batches_of(12, 4, seed=1, epoch=2))) == list(range(12))
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (3, 8)])
+def test_the_last_batch_is_filled_from_the_epochs_beginning(count, batch_size):
+    batches = batches_of(count, batch_size, seed=1, epoch=2)
+    assert {len(batch) for batch in batches} == {batch_size}
+    used = [*chain(*batches)]
+    assert sorted(used[:count]) == list(range(count))
+    assert all(used[i] == used[i - count] for i in range(count, len(used)))
+    assert len(used) - count < batch_size
 
 
 def test_loss_falls_on_structure_and_not_on_white_noise(tmp_path):

@@ -1,0 +1,124 @@
+"""Two processes on the CPU, started by torchrun, each with the small agent (tests/support/torchrun_worker.py)."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torchrun_worker
+
+from adaptive_window.audio.synthesis import write_demo_set
+from adaptive_window.training.checkpoint import load_checkpoint
+
+FLOAT64 = {"precision": "float64", "dropout": 0.0, "max_steps": 20, "clips_per_song": 27}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found = tmp_path_factory.mktemp("torchrun")
+    write_demo_set(found / "songs", pairs=3, val=1, seconds=6.0, seed=3)
+    return found
+
+
+def options_of(folder: Path, name: str, **options) -> dict:
+    return {"data": str(folder / "songs"), "cache": str(folder / "cache"), "out": str(folder / name), **options}
+
+
+def torchrun(*command: object, restarts: int = 0) -> subprocess.CompletedProcess:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]  # any free port
+    paths = f"{Path(torchrun_worker.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return subprocess.run(
+        [*launcher, *map(str, command)], capture_output=True, text=True, env=environment, timeout=240
+    )  # fmt: skip
+
+
+def work(*runs: dict, restarts: int = 0) -> tuple[list[dict], subprocess.CompletedProcess]:
+    """What the workers printed as JSON, and the finished process."""
+    done = torchrun(torchrun_worker.__file__, *map(json.dumps, runs), restarts=restarts)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done
+
+
+def curve(out: Path) -> dict[tuple[int, str], float]:
+    """Every logged figure but the times, by step and name."""
+    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    found = [((e["step"], name), value) for e in entries for name, value in e.items() if "seconds" not in name]
+    assert len(found) == len(dict(found))  # logged once, by one process
+    return dict(found)
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    """Bit-equal parameters, BatchNorm statistics, optimizers and states of every rank's generator."""
+    one, other = (load_checkpoint(out / "last.safetensors") for out in (a, b))
+    assert one.info["progress"] == other.info["progress"]
+    assert one.model.keys() == other.model.keys()
+    assert [name for name in one.model if not torch.equal(one.model[name], other.model[name])] == []
+    slots = [(name, slot) for name, slots in one.optimizer.items() for slot in slots]
+    assert [at for at in slots if not torch.equal(one.optimizer[at[0]][at[1]], other.optimizer[at[0]][at[1]])] == []
+    for name in ("cpu", "rank1.cpu"):
+        assert torch.equal(one.random[name], other.random[name])
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_curve_of_one(folder):
+    """20 steps in float64, the last of them on a batch that was filled up; and without joint BatchNorm they do not."""
+    names = ("two", "apart")
+    printed, done = work(*(options_of(folder, n, **FLOAT64, sync_batchnorm=n == "two") for n in names))
+    assert done.returncode == 0, done.stderr
+    torchrun_worker.run(options_of(folder, "one", **FLOAT64))
+    one, two, apart = (curve(folder / name) for name in ("one", "two", "apart"))
+    steps = {step for step, name in one if name == "train/loss"}
+    assert steps == set(range(1, 21))
+    assert two == pytest.approx(one, rel=0, abs=1e-6)
+    assert max(abs(apart[step, "train/loss"] - one[step, "train/loss"]) for step in steps) > 1e-4
+    models = [load_checkpoint(folder / name / "last.safetensors").model for name in ("one", "two")]
+    for name, value in models[0].items():
+        assert torch.allclose(value, models[1][name], rtol=0, atol=1e-6), name
+    # both ranks end with one result, and rank 0 alone says so
+    assert {(p["out"], p["rank"], p["steps"]) for p in printed} == {
+        (name, rank, 20) for name in names for rank in (0, 1)
+    }
+    assert len({p["loss"] for p in printed if p["out"] == "two"}) == 1
+    assert done.stderr.count("step 20/20") == 2
+    assert "rank1.cpu" in load_checkpoint(folder / "two" / "last.safetensors").random
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_processes_go_on_where_they_were(folder):
+    """Rank 1 is killed at step 5 and torchrun starts both anew; then SIGTERM comes to rank 1 alone, and both save and
+    stop together; the end is that of a run that nothing happened to, dropout of both ranks included."""
+    printed, done = work(options_of(folder, "straight", max_steps=9))
+    assert done.returncode == 0, done.stderr
+    signals = [[0, 1, 5, "SIGKILL"], [1, 1, 6, "SIGTERM"]]
+    printed, done = work(options_of(folder, "shaken", max_steps=9, signals=signals), restarts=2)
+    assert done.returncode == 0, done.stderr
+    assert [p["signal"] for p in printed if "signal" in p] == ["SIGKILL", "SIGTERM"]
+    assert done.stderr.count("interrupted at step 7: saved") == 1
+    assert sorted(p["rank"] for p in printed if "steps" in p) == [0, 1]
+    assert_equal_runs(folder / "shaken", folder / "straight")
+    assert curve(folder / "shaken") == curve(folder / "straight")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_run(folder, rank):
+    began = time.time()
+    printed, done = work(options_of(folder, f"killed{rank}", max_steps=9, signals=[[0, rank, 1, "SIGKILL"]]))
+    assert done.returncode != 0
+    assert time.time() - printed[0]["time"] < 60
+    assert printed[0]["time"] > began
+    assert load_checkpoint(folder / f"killed{rank}" / "last.safetensors").info["progress"]["step"] == 0
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(folder):
+    arguments = ["--data", folder / "songs", "--out", folder / "odd", "--batch-size", 3]
+    done = torchrun("-m", "adaptive_window", "train", *arguments)
+    assert done.returncode != 0
+    assert done.stderr.count("--batch-size 3 is the batch of all processes together") == 1
+    assert "Traceback" not in done.stderr.split("torch/distributed/run.py")[0]
