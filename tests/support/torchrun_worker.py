@@ -48,7 +48,8 @@ def send_signals(signals: list[tuple[int, int, int, str]]) -> None:
 
 
 def run(options: dict) -> None:
-    send_signals(options.pop("signals", []))
+    if signals := options.pop("signals", None):
+        send_signals(signals)
     agent = {**SMALL_AGENT, **options.pop("agent", {})}
     values = {name: Path(value) if name in PATHS else value for name, value in {**DEFAULTS, **options}.items()}
     result = run_training(TrainConfig(**values), **agent)

@@ -47,9 +47,9 @@ def work(*runs: dict, restarts: int = 0) -> tuple[list[dict], subprocess.Complet
 def curve(out: Path) -> dict[tuple[int, str], float]:
     """Every logged figure but the times, by step and name."""
     entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    found = [((e["step"], name), value) for e in entries for name, value in e.items() if "seconds" not in name]
+    found = [((e["step"], name), value) for e in entries for name, value in e.items() if name != "step"]
     assert len(found) == len(dict(found))  # logged once, by one process
-    return dict(found)
+    return {at: value for at, value in found if "seconds" not in at[1]}
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
@@ -64,36 +64,45 @@ def assert_equal_runs(a: Path, b: Path) -> None:
         assert torch.equal(one.random[name], other.random[name])
 
 
-@pytest.mark.slow
-def test_two_processes_follow_the_curve_of_one(folder):
-    """20 steps in float64, the last of them on a batch that was filled up; and without joint BatchNorm they do not."""
-    names = ("two", "apart")
-    printed, done = work(*(options_of(folder, n, **FLOAT64, sync_batchnorm=n == "two") for n in names))
+@pytest.fixture(scope="module")
+def together(folder):
+    """Three runs of two processes one after the other: what they printed, and the finished torchrun."""
+    two = options_of(folder, "two", **FLOAT64, sync_batchnorm=True)
+    apart = options_of(folder, "apart", **{**FLOAT64, "max_steps": 3})
+    printed, done = work(two, apart, options_of(folder, "straight", max_steps=9))
     assert done.returncode == 0, done.stderr
+    return printed, done
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_curve_of_one(folder, together):
+    """20 steps in float64, the last of them on a batch that was filled up; without joint BatchNorm they do not."""
     torchrun_worker.run(options_of(folder, "one", **FLOAT64))
     one, two, apart = (curve(folder / name) for name in ("one", "two", "apart"))
-    steps = {step for step, name in one if name == "train/loss"}
-    assert steps == set(range(1, 21))
+    assert {step for step, name in one if name == "train/loss"} == set(range(1, 21))
     assert two == pytest.approx(one, rel=0, abs=1e-6)
-    assert max(abs(apart[step, "train/loss"] - one[step, "train/loss"]) for step in steps) > 1e-4
+    assert max(abs(apart[step, "train/loss"] - one[step, "train/loss"]) for step in (1, 2, 3)) > 1e-4
     models = [load_checkpoint(folder / name / "last.safetensors").model for name in ("one", "two")]
     for name, value in models[0].items():
         assert torch.allclose(value, models[1][name], rtol=0, atol=1e-6), name
-    # both ranks end with one result, and rank 0 alone says so
-    assert {(p["out"], p["rank"], p["steps"]) for p in printed} == {
-        (name, rank, 20) for name in names for rank in (0, 1)
-    }
-    assert len({p["loss"] for p in printed if p["out"] == "two"}) == 1
-    assert done.stderr.count("step 20/20") == 2
-    assert "rank1.cpu" in load_checkpoint(folder / "two" / "last.safetensors").random
 
 
 @pytest.mark.slow
-def test_killed_and_stopped_processes_go_on_where_they_were(folder):
+def test_both_ranks_end_with_one_result_and_one_speaks(folder, together):
+    printed, done = together
+    for name, steps in (("two", 20), ("apart", 3), ("straight", 9)):
+        results = [p for p in printed if p["out"] == name]
+        assert sorted(p["rank"] for p in results) == [0, 1]
+        assert {p["steps"] for p in results} == {steps}
+        assert len({p["loss"] for p in results}) == 1
+        assert done.stderr.count(f"step {steps}/{steps} ") == 1
+    assert done.stderr.count("3 training and 1 held-out songs, codec mel (50 frames/s), cpu, 2 processes") == 3
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_processes_go_on_where_they_were(folder, together):
     """Rank 1 is killed at step 5 and torchrun starts both anew; then SIGTERM comes to rank 1 alone, and both save and
     stop together; the end is that of a run that nothing happened to, dropout of both ranks included."""
-    printed, done = work(options_of(folder, "straight", max_steps=9))
-    assert done.returncode == 0, done.stderr
     signals = [[0, 1, 5, "SIGKILL"], [1, 1, 6, "SIGTERM"]]
     printed, done = work(options_of(folder, "shaken", max_steps=9, signals=signals), restarts=2)
     assert done.returncode == 0, done.stderr
@@ -105,14 +114,11 @@ def test_killed_and_stopped_processes_go_on_where_they_were(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_the_run(folder, rank):
-    began = time.time()
-    printed, done = work(options_of(folder, f"killed{rank}", max_steps=9, signals=[[0, rank, 1, "SIGKILL"]]))
+def test_a_killed_process_ends_the_run(folder):
+    printed, done = work(options_of(folder, "killed", max_steps=9, signals=[[0, 0, 1, "SIGKILL"]]))
     assert done.returncode != 0
     assert time.time() - printed[0]["time"] < 60
-    assert printed[0]["time"] > began
-    assert load_checkpoint(folder / f"killed{rank}" / "last.safetensors").info["progress"]["step"] == 0
+    assert load_checkpoint(folder / "killed" / "last.safetensors").info["progress"]["step"] == 0
 
 
 @pytest.mark.slow
@@ -121,4 +127,4 @@ def test_a_mistake_is_said_once(folder):
     done = torchrun("-m", "adaptive_window", "train", *arguments)
     assert done.returncode != 0
     assert done.stderr.count("--batch-size 3 is the batch of all processes together") == 1
-    assert "Traceback" not in done.stderr.split("torch/distributed/run.py")[0]
+    assert done.stderr.count("Traceback") == 1  # torchrun's own
