@@ -228,7 +228,6 @@ def check_batch_size(batch_size: int) -> None:
         )
 
 
-def seed_rank(seed: int) -> None:
-    """Random numbers of its own (dropout) for every rank but 0, which goes on with those of a run of one process."""
-    if rank():
-        torch.manual_seed(seed + 1_000_003 * rank())
+def rank_seed(seed: int) -> int:
+    """A seed of its own for every rank; rank 0's is that of a run of one process."""
+    return seed + 1_000_003 * rank()

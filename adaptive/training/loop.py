@@ -92,7 +92,8 @@ class Trainer:
         self.step_seconds: deque[float] = deque(maxlen=1000)
         self.last_parts: dict[str, float] = {}
         self.evaluations: list[Evaluation] = []
-        distributed.seed_rank(config.seed)
+        if not distributed.is_main():  # dropout of its own
+            seed_all(distributed.rank_seed(config.seed))
         if config.resume:
             distributed.main_first(lambda: give_state(self, *files.load_last(config.out)))
         # wrapped and compiled after the weights are in place; shares them with self.agent, which is what is saved
@@ -165,7 +166,7 @@ class Trainer:
     def _load(self, batches: list[list[int]]) -> Iterator[dict[str, Any]]:
         """This process's share of each batch."""
         # a generator of its own: the loader draws a seed for its workers, which must not disturb dropout's sequence
-        generator = torch.Generator().manual_seed(self.config.seed + self.progress.epoch)
+        generator = torch.Generator().manual_seed(distributed.rank_seed(self.config.seed) + self.progress.epoch)
         shares = [distributed.share(batch) for batch in batches]
         yield from DataLoader(
             self.train_set, batch_sampler=shares, num_workers=self.config.workers, generator=generator

@@ -150,16 +150,13 @@ def test_batch_size_must_be_divisible(torchrun):
         distributed.check_batch_size(6)
 
 
-def test_ranks_draw_their_own_numbers(torchrun):
-    drawn = []
+def test_every_rank_has_its_own_seed(torchrun):
+    seeds = []
     for rank in range(3):
         torchrun(rank, 3)
-        torch.manual_seed(7)
-        distributed.seed_rank(7)
-        drawn.append(float(torch.rand(())))
-    assert len(set(drawn)) == 3
-    torch.manual_seed(7)
-    assert drawn[0] == float(torch.rand(()))
+        seeds.append(distributed.rank_seed(7))
+    assert len(set(seeds)) == 3
+    assert seeds[0] == 7
 
 
 def test_each_rank_gets_its_own_states_back(torchrun, monkeypatch):
@@ -218,9 +215,10 @@ def test_only_means_become_joint_without_sync_batchnorm():
     assert agent.state_dict().keys() == keys
 
 
-def test_every_parameter_gets_a_gradient():
+@pytest.mark.parametrize("selector", ["mlp", "correlation"])
+def test_every_parameter_gets_a_gradient(selector):
     """`DistributedDataParallel` would wait for one that got none, and is not told to look for such."""
-    agent = AdaptiveWindowCreativeAgent(window_frames=WINDOW, **SMALL_AGENT)
+    agent = AdaptiveWindowCreativeAgent(window_frames=WINDOW, selector=selector, **SMALL_AGENT)
     outputs, _, _ = agent(smooth_latents(2, seed=1), smooth_latents(2, seed=2))
     torch.stack(outputs).square().mean().backward()
     assert [name for name, parameter in agent.named_parameters() if parameter.grad is None] == []
