@@ -31,7 +31,8 @@ POLL_SECONDS = 0.05
 JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to be there
 LAST_WORDS_SECONDS = 10.0  # a rank that ends because rank 0 failed leaves rank 0 this long to say why
 
-_store: dist.Store | None = None  # of the group that is joined
+_lasting: dist.Store | None = None  # torchrun's own, which its restarts share
+_store: dist.Store | None = None  # the part of it that belongs to the group that is joined
 _turns = itertools.count()  # numbers what is exchanged there, in the same order on every rank
 _groups = itertools.count()
 
@@ -62,12 +63,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def restarted() -> bool:
-    """Whether torchrun restarted the processes after a failure (`--max-restarts`)."""
-    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) if launched() else 0
-    return largest(count)[0] > 0  # each machine counts its own failures
-
-
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the process group of torchrun for a `with` block, and leaves it however the block ends.
@@ -75,7 +70,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     Raises:
         UsageError: more processes on this machine than CUDA devices.
     """
-    global _store, _turns
+    global _lasting, _store, _turns
     if not launched():
         yield
         return
@@ -89,9 +84,9 @@ def process_group(device: torch.device) -> Iterator[None]:
             )
         torch.cuda.set_device(local)
         options = {"backend": "cpu:gloo,cuda:nccl", "device_id": torch.device("cuda", local)}
-    store, _, _ = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
-    # torchrun keeps one store over its restarts: what an earlier attempt (or group) left there must not be read
-    store = dist.PrefixStore(f"adaptive_window/{os.environ['TORCHELASTIC_RESTART_COUNT']}.{next(_groups)}", store)
+    _lasting, _, _ = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
+    # what an earlier attempt, or an earlier group of this one, exchanged must not be read again
+    store = dist.PrefixStore(f"adaptive_window/{os.environ['TORCHELASTIC_RESTART_COUNT']}.{next(_groups)}", _lasting)
     dist.init_process_group(store=store, rank=rank(), world_size=size(), **options)
     _store, _turns = store, itertools.count()
     messages = logging.getLogger("adaptive_window")
@@ -109,7 +104,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         raise
     finally:
         messages.setLevel(level)
-        _store = None
+        _store = _lasting = None
         dist.destroy_process_group()
 
 
@@ -137,6 +132,25 @@ def on_main(function: Callable[[], T]) -> T:
         raise
     _store.set(key, pickle.dumps((None, result)))
     return result
+
+
+def mark_begun(run: str) -> None:
+    """Tells later attempts (`torchrun --max-restarts`) that this run was begun, and not refused."""
+    if _lasting is not None and is_main():
+        _lasting.set(_begun(run), b"")
+
+
+def begun_before(run: str) -> bool:
+    """Whether an attempt before torchrun's restart had begun this run."""
+    if _lasting is None:
+        return False
+    lasting = _lasting
+    attempt = largest(int(os.environ["TORCHELASTIC_RESTART_COUNT"]))[0]  # each machine counts its own failures
+    return attempt > 0 and on_main(lambda: lasting.check([_begun(run)]))
+
+
+def _begun(run: str) -> str:
+    return f"adaptive_window/begun/{run}"
 
 
 def main_first(function: Callable[[], T]) -> T:

@@ -87,7 +87,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.agent.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.objective = Objective(codec, config)
+        self.objective = distributed.main_first(lambda: Objective(codec, config))  # it refuses what does not fit
         self.progress = Progress()
         self.step_seconds: deque[float] = deque(maxlen=1000)
         self.last_parts: dict[str, float] = {}

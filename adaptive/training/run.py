@@ -63,7 +63,7 @@ def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
     """Trains as configured; see `TrainConfig` for every option, `Trainer` for `agent_options`.
 
     Under torchrun the run is that of all processes together, and each of them returns its result. A run that torchrun
-    restarts goes on from its last checkpoint, as with `--resume`.
+    restarts after a failure (`--max-restarts`) goes on from its last checkpoint, as with `--resume`.
 
     Raises:
         UsageError, and the errors of codecs, audio and data: what the user has to change, named.
@@ -77,9 +77,11 @@ def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
 
 
 def _run(config: TrainConfig, device: torch.device, stop: StopSignals, agent_options: dict[str, Any]) -> RunResult:
-    if distributed.restarted():
+    name = str(config.out.resolve())
+    if distributed.begun_before(name):
         config = replace(config, resume=distributed.on_main(lambda: holds_run(config.out)))
     distributed.on_main(lambda: prepare_folder(config.out, resume=config.resume))
+    distributed.mark_begun(name)
     codec, train_set, held_out_set = prepare_data(config, device)
     note(
         f"{len(train_set.examples)} training and {len(held_out_set.examples)} held-out songs, codec {codec.name} "

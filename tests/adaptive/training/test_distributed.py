@@ -67,7 +67,8 @@ def test_one_process_needs_no_group():
         assert distributed.gather(4) == [4]
         assert distributed.largest(5, 6) == [5, 6]
         assert distributed.share([1, 2, 3]) == [1, 2, 3]
-        assert not distributed.restarted()
+        distributed.mark_begun("run")
+        assert not distributed.begun_before("run")
         distributed.wait_for_all()
     agent = nn.Linear(2, 2)
     assert data_parallel.wrap(agent, sync_batchnorm=True) is agent
@@ -121,6 +122,23 @@ def test_what_ends_rank_0_ends_the_others(monkeypatch, torchrun, raised, elsewhe
     here, there = two_ranks(monkeypatch, torchrun, lambda rank: distributed.on_main(fail))
     assert here is raised
     assert type(there) is elsewhere
+
+
+def test_only_a_run_that_an_earlier_attempt_began_is_gone_on_with(monkeypatch, torchrun):
+    lasting = dist.HashStore()
+
+    def attempt(number):
+        torchrun(TORCHELASTIC_RESTART_COUNT=number)
+        monkeypatch.setattr(distributed, "_lasting", lasting)
+        monkeypatch.setattr(distributed, "_store", dist.PrefixStore(str(number), lasting))
+        monkeypatch.setattr(distributed, "_turns", count())
+
+    attempt(0)
+    distributed.mark_begun("run")
+    assert not distributed.begun_before("run")  # the first attempt has nothing to go on from
+    attempt(1)
+    assert distributed.begun_before("run")
+    assert not distributed.begun_before("another")
 
 
 def test_ranks_share_a_batch(torchrun):
