@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,8 @@ def wrap(agent: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     options = inspect.signature(DistributedDataParallel).parameters
     per_step = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # torch < 2.14
-    return DistributedDataParallel(agent, device_ids=devices, **{per_step: False})
+    chosen: dict[str, Any] = {"device_ids": devices, per_step: False}
+    return DistributedDataParallel(agent, **chosen)
 
 
 def join_statistics(module: nn.Module, *, sync_batchnorm: bool) -> None:
@@ -117,6 +118,9 @@ class JointBatchNorm(nn.BatchNorm1d):
     @torch.no_grad()
     def _track(self, average: Tensor, variance: Tensor, count: int) -> None:
         """Running statistics, with the unbiased variance, as `nn.BatchNorm1d` keeps them."""
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(average, self.momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = cast(float, self.momentum)  # None, a cumulative average, is not used in this model
+        for running, now in ((self.running_mean, average), (self.running_var, variance * (count / (count - 1)))):
+            if running is not None:
+                running.lerp_(now, momentum)

@@ -99,7 +99,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         time.sleep(LAST_WORDS_SECONDS)  # the first process to end makes torchrun end the others
         raise
     except BaseException:
-        if device.type == "cuda":
+        if device.type == "cuda" and dist.group.WORLD is not None:
             dist.group.WORLD.abort()  # a collective that others never join would be waited for
         raise
     finally:
@@ -125,19 +125,24 @@ def on_main(function: Callable[[], T]) -> T:
     try:
         result = function()
     except (KeyboardInterrupt, SystemExit) as stop:
-        _store.set(key, pickle.dumps((type(stop), None)))
+        _tell(key, type(stop), None)
         raise
     except BaseException:
-        _store.set(key, pickle.dumps((MainFailed, None)))
+        _tell(key, MainFailed, None)
         raise
-    _store.set(key, pickle.dumps((None, result)))
+    _tell(key, None, result)
     return result
+
+
+def _tell(key: str, stopped_by: type[BaseException] | None, result: object) -> None:
+    if _store is not None:
+        _store.set(key, pickle.dumps((stopped_by, result)))  # type: ignore[arg-type]  # a store takes bytes too
 
 
 def mark_begun(run: str) -> None:
     """Tells later attempts (`torchrun --max-restarts`) that this run was begun, and not refused."""
     if _lasting is not None and is_main():
-        _lasting.set(_begun(run), b"")
+        _lasting.set(_begun(run), "")
 
 
 def begun_before(run: str) -> bool:
@@ -172,7 +177,7 @@ def wait_for_all() -> None:
     if _store is None:
         return
     turn = next(_turns)
-    _store.set(f"here/{turn}/{rank()}", b"")
+    _store.set(f"here/{turn}/{rank()}", "")
     for other in range(size()):
         _wait_for(f"here/{turn}/{other}")
 
