@@ -20,8 +20,13 @@ CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
 Device = Literal["auto", "cpu", "cuda"]
 
 if TYPE_CHECKING:  # type checkers take no type that is made by a call
-    PositiveFloat = NonNegativeFloat = AtLeastOne = DropoutRate = float
-    PairCount = WorkerCount = Seed = int
+    PositiveFloat = float
+    NonNegativeFloat = float
+    AtLeastOne = float
+    DropoutRate = float
+    PairCount = int
+    WorkerCount = int
+    Seed = int
 else:
     # finite: jsonargparse's own of these names take infinity
     _FINITE = ("<", float("inf"))
