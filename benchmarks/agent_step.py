@@ -101,7 +101,9 @@ def run_steps(options: argparse.Namespace) -> dict[str, object]:
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - began_cpu)
     peak = peak_memory(device)  # before the counting below, which has a memory of its own
-    counted = {"host_syncs": host_syncs(step, device), "launches": launches(step) if device == "cuda" else None}
+    counted = {}
+    if options.count:
+        counted = {"host_syncs": host_syncs(step, device), "launches": launches(step) if device == "cuda" else None}
     warm = 1 if options.steps > 1 else 0
     return {"idle": idle, "peak": peak, "wall": wall[warm:], "cpu": cpu[warm:], "counted": counted}
 
@@ -116,6 +118,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, object]]:
             command += [
                 f"--{name}={getattr(options, name)}" for name in ("batch", "frames", "window", "steps", "device")
             ]
+            command += ["--count"] if round_number == 0 else []
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             for key, value in json.loads(done.stdout).items():
                 results[variant][key] += value if isinstance(value, list) else [value]
@@ -159,6 +162,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:  # a child: one variant, figures on stdout
         print(json.dumps(run_steps(options)))

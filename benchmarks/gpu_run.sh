@@ -70,6 +70,8 @@ tool() { # part TOOL-dependent: a tool that is absent is a note, not a failure
 
 RUN=("$PYTHON" benchmarks/run.py --device cuda --update --json "$OUT/results.json")
 EAGER=("a loop" "b grid_sample" "c reference" "e ours separate" "f ours fused")
+WORKERS=() # of the tests, where pytest-xdist is there
+"$PYTHON" -c 'import xdist, sys; sys.exit(not xdist.__version__)' 2>/dev/null && WORKERS=(-n 8)
 METRICS=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,smsp__inst_executed.sum
 METRICS+=,l1tex__data_pipe_lsu_wavefronts.sum,smsp__issue_active.avg.pct_of_peak_sustained_active
 METRICS+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread,launch__occupancy_limit_registers
@@ -85,15 +87,18 @@ print("torch", torch.__version__, "cuda", torch.version.cuda, "triton", triton._
 ' || exit 1
 SHOW=20 part smoke 70 "$PYTHON" benchmarks/run.py --device cuda --quick --parts ops --dtypes float32 bfloat16 \
   --providers "${EAGER[@]}"
-part tests 110 "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider
-SHOW=40 part ops 110 "${RUN[@]}" --parts ops --batch 1 8 32 64 --seconds 3 --providers "${EAGER[@]}"
-SHOW=40 part compiled 110 "${RUN[@]}" --parts ops --batch 32 --seconds 3
+# compiling is most of the tests' time, and compile checks need no GPU
+part tests 110 "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider -m "not slow" "${WORKERS[@]}"
+SHOW=40 part ops 110 "${RUN[@]}" --parts ops --batch 1 8 32 64 --all-combinations --frame-rates 50 --seconds 2 \
+  --providers "${EAGER[@]}"
+SHOW=40 part compiled 110 "${RUN[@]}" --parts ops --batch 32 --frame-rates 50 --seconds 3
 part step 60 "${RUN[@]}" --parts step --step-batch 16 --steps 6
 SHOW=30 tool ncu 60 ncu --profile-from-start off --clock-control none --target-processes all --metrics "$METRICS" \
   --csv --log-file "$OUT/ncu.csv" "$PYTHON" benchmarks/probe.py
 tool memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
+part attention 30 "${RUN[@]}" --parts attention --seconds 3
 part scaling 60 "${RUN[@]}" --parts scaling --seconds 5
-part rates 40 "${RUN[@]}" --parts ops --batch 32 --seconds 3 --frame-rates 75 --dtypes float32 bfloat16 \
+part rates 40 "${RUN[@]}" --parts ops --batch 32 --seconds 3 --frame-rates 75 \
   --providers "${EAGER[@]}"
 tool racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
 part codec 30 "${RUN[@]}" --parts codec --seconds 5

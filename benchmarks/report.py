@@ -115,8 +115,10 @@ def step(result: dict[str, Any]) -> list[str]:
         names = {"peak_mib": "peak memory, MiB", "idle_mib": "of that before the first step",
                  "host_syncs": "host syncs", "launches": "launches"}  # fmt: skip
         for key, label in names.items():
+            if a[key] is None:  # launches on a CPU
+                continue
             ratio = f"{b[key] / a[key]:.2f}" if a[key] and b[key] else "-"
-            cells.append([label, *("-" if v[key] is None else f"{v[key]:.0f}" for v in (a, b)), ratio])
+            cells.append([label, *(f"{v[key]:.0f}" for v in (a, b)), ratio])
         text = f"**Training step of the whole agent**, forward and backward, batch {entry['batch']}, 3 pairs, float32:"
         lines += [text, "", *_table(("", "original", "ours", "ratio"), cells), ""]
     return lines
@@ -137,7 +139,9 @@ def attention(result: dict[str, Any]) -> list[str]:
 
 
 def scaling(result: dict[str, Any]) -> list[str]:
-    axes = result["scaling"]["axes"]
+    axes = result["scaling"].get("axes")
+    if not axes:  # cut short before the first was done
+        return []
     providers = list(next(iter(axes.values())))
     cells = [
         [p, *(f"{axes[a][p]['exponent']:.2f}" if "exponent" in axes[a][p] else "-" for a in axes)] for p in providers

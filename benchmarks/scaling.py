@@ -77,7 +77,7 @@ def plot(results: dict[str, Any], folder: Path, label: str, prefix: str) -> list
     from matplotlib import pyplot as plt
 
     paths = []
-    for axis, curves in results["axes"].items():
+    for axis, curves in results.get("axes", {}).items():
         figure, axes = plt.subplots(figsize=(4.2, 3.0), layout="constrained")
         for provider, curve in curves.items():
             if "exponent" not in curve:

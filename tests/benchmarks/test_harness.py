@@ -216,8 +216,10 @@ class TestAgentStep:
         monkeypatch.setattr(agent_step, "build", lambda variant, window: Agent())
         for steps, timed in ((1, 1), (3, 2)):
             options = argparse.Namespace(variant="ours", device="cpu", batch=1, frames=8, window=4, steps=steps)
+            options.count = steps == 3
             result = agent_step.run_steps(options)
             assert len(result["wall"]) == len(result["cpu"]) == timed
+            assert result["counted"] == ({"host_syncs": 0, "launches": None} if options.count else {})
 
 
 class TestRun:

@@ -87,11 +87,17 @@ class TestReport:
         assert "| seconds (middle half) | 2 (1.5 to 3) | 1 (0.9 to 1.1) | 0.50 |" in text
         assert "| peak memory, MiB | 1000 | 700 | 0.70 |" in text
         assert "| host syncs | 4 | 0 | - |" in text
+        assert "| launches |" not in text
         assert "| training, ours | 1000 (900 to 1100) | 3 |" in text
         assert "takes 1 ms, the way through audio 2 ms (decode 3, stretch 4, encode 5): 123 times as fast" in text
         assert "| c reference | 1.00 |" in text
         assert "![cost against B](docs/benchmarks/a-processor-scaling-B.svg)" in text
         assert "Part static failed: RuntimeError: no compiler" in text
+
+    @pytest.mark.parametrize("part", [{}, {"base": {}, "axes": {}}])
+    def test_scaling_cut_short(self, part: dict[str, Any], tmp_path: Path) -> None:
+        assert report.render([result(scaling=part)]) == report.render([result()])
+        assert report.plots([result(scaling=part)], tmp_path) == []
 
     def test_newest_of_a_device(self, tmp_path: Path) -> None:
         dates = ("2026-01-02", "2026-03-01", "2026-02-01")
@@ -160,7 +166,7 @@ class TestGpuRun:
         assert code == 0
         names = [line.split(":")[0] for line in summary]
         assert names[:5] == ["install", "environment", "smoke", "tests", "ops"]
-        assert {"compiled", "step", "ncu", "memcheck", "scaling", "racecheck"} <= set(names)
+        assert {"compiled", "step", "attention", "ncu", "memcheck", "scaling", "racecheck"} <= set(names)
         assert names[-1] == "total"
 
     def test_a_failing_part_stops_nothing_else(self, tmp_path: Path) -> None:
