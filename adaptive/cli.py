@@ -6,6 +6,7 @@ that goes wrong keeps its traceback. Commands import what they need when they ru
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,6 +102,8 @@ def build_parser() -> CommandParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text that the terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     parsed = build_parser().parse_args(arguments)
     config, run, _ = COMMANDS[parsed.command]
     values = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}

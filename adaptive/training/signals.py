@@ -61,8 +61,9 @@ class StopSignals:
             for number, handler in self._before.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
             self._before.clear()
-            os.close(self._writer)  # ends the thread
+            os.write(self._writer, b"\0")  # ends the thread; closing would not, while a forked worker holds the pipe
             self._thread.join()
+            os.close(self._writer)
             os.close(self._reader)
 
     def check(self) -> None:
@@ -101,8 +102,10 @@ class StopSignals:
 
     def _watch(self) -> None:
         stopping = False
-        while numbers := os.read(self._reader, 64):
-            for number in numbers:
+        while True:
+            for number in os.read(self._reader, 64):
+                if number == 0:  # of `__exit__`
+                    return
                 if number not in (signal.SIGINT, signal.SIGTERM):
                     continue  # of a handler that somebody else installed
                 if stopping and number == signal.SIGINT:

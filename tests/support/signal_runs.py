@@ -129,11 +129,11 @@ def in_encoding(folder: Path, signals: tuple[int, ...]) -> dict[str, Any]:
 
     def command() -> None:
         sender = Place(original, 2, signals, at)
-        LatentCache.latents = lambda self, path: sender(self, path)  # type: ignore[method-assign]
+        LatentCache.frames = lambda self, path: sender(self, path)  # type: ignore[method-assign]
         options = ["--cache", str(folder / "cache"), "--clip-seconds", "1", "--window-seconds", "0.5"]
         sys.exit(cli.main(["train", "--data", str(songs), "--out", str(folder / "run"), *options]))
 
-    original = LatentCache.latents
+    original = LatentCache.frames
     return {**report(forked(command, errors), at, errors), "differing": []}
 
 
