@@ -127,7 +127,7 @@ def run_codec(options: argparse.Namespace, results: dict[str, Any]) -> bool:
 
 
 def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
-    from adaptive_window.kernels.inspect import NOMINAL
+    from adaptive_window.kernels.specimens import NOMINAL
 
     selections: tuple[tuple[str, ...], ...] = (("windowed_tonality", "float32"), ("windowed_tonality", "bfloat16"))
     if options.all_kernels:

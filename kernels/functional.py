@@ -56,11 +56,13 @@ def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int, *, ba
     Gradients are exact for x, and for start and ratio wherever p is not clamped: dy/dp = x[i + 1] − x[i] (right-hand at
     whole p), ∂p/∂start = 1, ∂p/∂ratio = t + 1/2; `reference.window_positions` states the clamped cases.
     start and ratio are never computed in 16 bits: with a 16-bit x they may be float32 or wider. A NaN start or ratio
-    gives NaN in that window alone; infinite and absurd values clamp; nothing outside x is ever read.
+    gives NaN in that window alone, and as the gradient of that start and ratio; infinite and absurd values clamp;
+    nothing outside x is ever read.
 
     Raises:
         TypeError: an argument is no tensor, not dense, not floating, or of another dtype than x.
-        ValueError: a wrong rank, shape, device or backend name; an empty clip; `window` < 1.
+        ValueError: a wrong rank, shape, device or backend name; an empty clip; `window` < 1; for the Triton backend,
+            more than 1024 channels, or 2²⁴ frames and more.
         RuntimeError: `backend="triton"` was asked for where it cannot run.
     """
     start, ratio, x = _autocast((start, ratio), (x,))

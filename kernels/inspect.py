@@ -3,9 +3,11 @@
     python -m adaptive_window.kernels.inspect --arch 90                 # or 80; a table
     python -m adaptive_window.kernels.inspect --arch 90 --json          # a JSON list, one object per row
     python -m adaptive_window.kernels.inspect windowed_tonality bf16    # rows of that op and that precision
+    python -m adaptive_window.kernels.inspect --shape odd               # other sizes and layouts; or all of them
 
-Each kernel is compiled as it is launched for the nominal clips (B = 32, P = 3, C = 128, T = 1200, W = 800), down to a
-cubin, which Triton's own copies of NVIDIA's cuobjdump and nvdisasm then take apart. Per kernel:
+Each kernel is compiled as it is launched for the nominal clips (B = 32, P = 3, C = 128, T = 1200, W = 800), or those of
+another of `specimens.SHAPES`, down to a cubin, which Triton's own copies of NVIDIA's cuobjdump and nvdisasm then take
+apart. Per kernel:
 
     registers, spill_bytes      per thread
     shared_bytes                per program
@@ -26,10 +28,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .sass import TENSOR_CORE, Listing, loads, resources
+from .specimens import SHAPES, Specimen, specimens
 
 if TYPE_CHECKING:
     from .triton.launch import Launch
@@ -44,34 +48,6 @@ if TYPE_CHECKING:
 MODULE = "adaptive_window.kernels.inspect"
 ARCHITECTURES = (90, 80)
 WORKERS = 2
-NOMINAL = {"B": 32, "P": 3, "C": 128, "T": 1200, "W": 800, "K": 7}
-EPS = 1e-5
-PROCESSORS = 132  # of an H100; decides grids, not code
-
-
-@dataclass(frozen=True)
-class Specimen:
-    """One launch of the nominal call, and what it belongs to."""
-
-    op: str  # "windowed_tonality forward", ...
-    dtype: str
-    precision: str  # of the pointwise product
-    window_elements: int  # B·P·C·W
-    launch: Launch
-
-    def named(self, only: Sequence[str]) -> bool:
-        """Whether each of `only` is this one's op (or its beginning), kernel, dtype or precision."""
-        mine = (self.launch.name, self.dtype, self.precision)
-        return all(name in mine or self.op.startswith(name) for name in only)
-
-    def key(self) -> tuple[Any, ...]:
-        """Equal keys compile to the same code."""
-        described = tuple((name, _describe(value)) for name, value in sorted(self.launch.arguments.items()))
-        return self.launch.name, self.launch.num_warps, self.launch.num_stages, described
-
-
-def _describe(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, torch.Tensor) else repr(value)
 
 
 @dataclass(frozen=True)
@@ -79,6 +55,7 @@ class Report:
     """One row; see the module's docstring."""
 
     arch: int
+    shape: str
     op: str
     kernel: str
     dtype: str
@@ -135,9 +112,9 @@ def _tool(name: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _load_order(ttgir: str, launch: Launch) -> list[int] | str | None:
+def _load_order(ttgir: str, launch: Launch, shape: str) -> list[int] | str | None:
     tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
-    signals = {name for name, value in tensors.items() if value.dim() >= 3 and value.shape[-1] >= NOMINAL["W"]}
+    signals = {name for name, value in tensors.items() if value.dim() >= 3 and value.shape[-1] >= SHAPES[shape].W}
     orders = {load.order for load in loads(ttgir) if load.argument in signals}
     if len(orders) > 1:
         return "mixed"
@@ -162,7 +139,7 @@ def _trips(launch: Launch) -> float:
     arguments = launch.arguments
     if launch.name == "resample_dx":
         return float(arguments["P"])
-    if launch.name == "norm_blend" or launch.name == "wide_norm_backward":
+    if launch.name in ("norm_blend", "wide_norm_backward", "wide_product"):
         return float(arguments["C"] / arguments["BLOCK_C"])
     return 1.0
 
@@ -184,10 +161,12 @@ def inspect(specimen: Specimen, arch: int) -> Report:
         registers, spilled = resources(_tool("cuobjdump", "--dump-resource-usage", file.name))
         listing = Listing.parse(_tool("nvdisasm", "-c", file.name))
     constants = {name: value for name, value in launch.arguments.items() if name.startswith("BLOCK") or name == "HOIST"}
-    issued = listing.count(one_iteration=launch.looped, trips=_trips(launch)) * launch.num_warps * 32
+    looped = launch.looped and bool(listing.loops)  # a loop that runs once is none
+    issued = listing.count(one_iteration=looped, trips=_trips(launch)) * launch.num_warps * 32
     per_output = issued / launch.outputs
     return Report(
         arch=arch,
+        shape=specimen.shape,
         op=specimen.op,
         kernel=launch.name,
         dtype=specimen.dtype,
@@ -198,84 +177,35 @@ def inspect(specimen: Specimen, arch: int) -> Report:
         shared_bytes=compiled.metadata.shared,
         instructions_per_output=round(per_output, 2),
         per_window_element=round(per_output * _outputs(specimen) / specimen.window_elements, 2),
-        load_order=_load_order(compiled.asm["ttgir"], launch),
+        load_order=_load_order(compiled.asm["ttgir"], launch, specimen.shape),
         tensor_core_instructions=sum(listing.of_kind(*TENSOR_CORE).values()),
         bytes_per_window_element=round(_bytes(launch) / specimen.window_elements, 2),
     )
 
 
-def _nominal_calls(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """Each public function's forward and whole backward, on clips that take no memory."""
-    from .triton import launch_backward as backward
-    from .triton import launch_forward as forward
-    from .triton.launch import Source, Weights
-
-    def clip(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    b, p, c, t, w, k = (NOMINAL[name] for name in "BPCTWK")
-    x, y, grad, start, ratio, strength = clip(b, c, t), clip(b, p, c, w), clip(b, p, c, w), *(clip(b, p),) * 3
-    weights = Weights(clip(c, 1, k), clip(c), clip(c, c, 1), clip(c), clip(c), clip(c))
-    windowed, blend = Source.of_clips(x, start, ratio), Source.of_windows(y)
-
-    def resample_backward() -> None:
-        forward.resample_dx_of(grad, x, start, ratio)
-        forward.resample_place_gradient(grad, x, start, ratio)
-
-    everything = (True,) * 10
-    return {
-        "windowed_tonality forward": lambda: forward.transform(windowed, strength, weights, w, EPS),
-        "windowed_tonality backward": lambda: backward.windowed_tonality_backward(
-            grad, x, start, ratio, strength, *weights, w, EPS, everything
-        ),
-        "tonality_blend forward": lambda: forward.transform(blend, strength, weights, w, EPS),
-        "tonality_blend backward": lambda: backward.tonality_blend_backward(
-            grad, y, strength, *weights, EPS, everything[:8]
-        ),
-        "resample_windows forward": lambda: forward.resample(x, start, ratio, w),
-        "resample_windows backward": resample_backward,
-    }
+def _one(arch: int, shapes: Sequence[str], index: int) -> Report:
+    return inspect(specimens(arch, shapes)[index], arch)
 
 
-def specimens(arch: int) -> list[Specimen]:
-    """Every launch of every public function, forward and backward, in every dtype and precision."""
-    from .triton.configurations import PRECISIONS, Target
-    from .triton.launch import record_launches, use_target
-
-    elements = NOMINAL["B"] * NOMINAL["P"] * NOMINAL["C"] * NOMINAL["W"]
-    found = []
-    for dtype, precisions in PRECISIONS.items():
-        for precision in precisions:
-            if precision == "ieee":  # the interpreter's
-                continue
-            for op, call in _nominal_calls(getattr(torch, dtype)).items():
-                with use_target(Target(arch, PROCESSORS, precision)), record_launches() as launches:
-                    call()
-                found += [Specimen(op, dtype, precision, elements, launch) for launch in launches]
-    return found
-
-
-def _one(arch: int, index: int) -> Report:
-    return inspect(specimens(arch)[index], arch)
-
-
-def inspect_all(arch: int, *, only: Sequence[str] = ()) -> list[Report]:
-    """All reports for one architecture, or those whose op, kernel, dtype or precision `only` names.
+def inspect_all(arch: int, *, only: Sequence[str] = (), shapes: Sequence[str] = ("nominal",)) -> list[Report]:
+    """All reports for one architecture and some of SHAPES, or those whose op, kernel, dtype or precision `only` names.
 
     Compiles in processes of its own. Raises RuntimeError where kernels are interpreted.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("TRITON_INTERPRET=1 is set: kernels are interpreted in this process, and cannot be compiled")
-    wanted = [(n, specimen) for n, specimen in enumerate(specimens(arch)) if specimen.named(only)]
+    wanted = [(n, specimen) for n, specimen in enumerate(specimens(arch, shapes)) if specimen.named(only)]
     first = {specimen.key(): n for n, specimen in reversed(wanted)}  # many launches compile to the same code
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        done = dict(zip(first, pool.map(_one, [arch] * len(first), first.values()), strict=True))
-    return [replace(done[s.key()], op=s.op, dtype=s.dtype, precision=s.precision) for _, s in wanted]
+        reports = pool.map(partial(_one, arch, shapes), first.values())
+        done = dict(zip(first, reports, strict=True))
+    return [replace(done[s.key()], shape=s.shape, op=s.op, dtype=s.dtype, precision=s.precision) for _, s in wanted]
 
 
 def table(reports: Sequence[Report]) -> str:
     """For people."""
     names = [
+        "shape",
         "op",
         "kernel",
         "dtype",
@@ -294,11 +224,11 @@ def table(reports: Sequence[Report]) -> str:
         counted = f"{r.instructions_per_output:.1f} {r.per_window_element:.1f} {r.bytes_per_window_element:.1f}".split()
         order = "-" if r.load_order is None else str(r.load_order)
         numbers = [str(r.registers), str(r.spill_bytes), str(r.shared_bytes), *counted, order]
-        rows.append([r.op, r.kernel, r.dtype, r.precision, *numbers, str(r.tensor_core_instructions)])
+        rows.append([r.shape, r.op, r.kernel, r.dtype, r.precision, *numbers, str(r.tensor_core_instructions)])
     widths = [max(len(row[n]) for row in rows) for n in range(len(names))]
     lines = []
     for row in rows:
-        cells = (cell.ljust(w) if n < 4 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        cells = (cell.ljust(w) if n < 5 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True)))
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -307,15 +237,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="What the compiler makes of every kernel.")
     parser.add_argument("--arch", type=int, choices=ARCHITECTURES, default=90, help="compute capability × 10")
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="nominal", help="sizes of the call to compile for")
     parser.add_argument("only", nargs="*", help="an op, kernel, dtype or precision; all of those given must fit")
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     if os.environ.get("TRITON_INTERPRET") == "1":  # Triton decides at its import: compile in a process without it
         clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         return subprocess.run([sys.executable, "-m", MODULE, *given], env=clean, check=False).returncode
-    if not any(specimen.named(options.only) for specimen in specimens(options.arch)):
+    shapes = list(SHAPES) if options.shape == "all" else [options.shape]
+    if not any(specimen.named(options.only) for specimen in specimens(options.arch, shapes)):
         parser.error(f"no shipped kernel fits {' '.join(options.only)}")
-    reports = inspect_all(options.arch, only=options.only)
+    reports = inspect_all(options.arch, only=options.only, shapes=shapes)
     print(json.dumps([asdict(report) for report in reports], indent=2) if options.json else table(reports))
     return 0
 

@@ -118,10 +118,17 @@ def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: 
 
 
 MAX_FRAMES = 2**24  # frame numbers are exact in float32 below it
+MAX_CHANNELS = 1024  # one program sums a row of so many when gradients are finished
 
 
 def check_triton_sizes(name: str, x: Tensor, window: int) -> None:
-    """What the kernels cannot count."""
+    """What the kernels cannot count, or hold."""
+    channels = x.shape[-2]
+    if channels > MAX_CHANNELS:
+        raise ValueError(
+            f"{name} must have at most {MAX_CHANNELS} channels for backend='triton', got C = {channels} in shape "
+            f"{list(x.shape)}; use backend='reference'"
+        )
     if x.shape[-1] >= MAX_FRAMES:
         raise ValueError(
             f"{name} must have fewer than 2²⁴ frames for backend='triton', got shape {list(x.shape)}; cut it into clips"

@@ -9,7 +9,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ..reference import compute_dtype, without_autocast
 from .configurations import Configuration, Target, configuration
 from .launch import (
     FUSED_CHANNELS,
@@ -24,7 +23,9 @@ from .launch import (
     target_of,
 )
 from .launch_forward import overlap
-from .pointwise_backward import norm_backward, product_backward, wide_norm_backward
+from .launch_wide import multiply_wide, weight_product_wide
+from .pointwise_backward import norm_backward, product_backward
+from .wide import wide_norm_backward
 from .windowed_tonality_backward import place_windows, recompute_windows, window_backward
 
 
@@ -71,11 +72,11 @@ class Chain:
 
     def operand(self) -> Split:
         """[B, P, C, W], as the products take it."""
-        hi = self.scratch(*self.grad_out.shape, dtype=self.prepared.pointwise.hi.dtype)
-        return Split(hi, torch.empty_like(hi) if self.precision == "bf16x3" else hi)
+        return Split.empty(self.grad_out.shape, self.prepared.pointwise.hi, self.precision)
 
     def configuration(self, kernel: str) -> Configuration:
-        return configuration(kernel, self.target, self.precision, self.prepared.bias.shape[0])
+        step = self.source.tensor.stride(-1)
+        return configuration(kernel, self.target, self.precision, *self.grad_out.shape[2:], frame_stride=step)
 
     def sizes(self) -> dict[str, Any]:
         _, _, channels, window = self.grad_out.shape
@@ -255,43 +256,38 @@ class Chain:
 
 @dataclass(frozen=True)
 class WideChain(Chain):
-    """More channels than the registers of one program hold: PyTorch multiplies, with its own switch for precision."""
+    """More channels than the registers of one program hold."""
 
     def norm(self, z: Split, *, du: bool, bias: bool, norm: bool, heard: bool) -> Normed:
         batch, pairs, channels, window = self.grad_out.shape
         config = self.configuration("wide_norm_backward")
         block_t = config.constants["BLOCK_T"]
         tiles = batch * pairs * triton.cdiv(window, block_t)
-        weight, shift = self.prepared.pointwise.hi[:channels, :channels], self.prepared.bias[:channels, None]
-        u = _matmul(weight, z.hi).add_(shift)
-        written, frames = torch.empty_like(u), self.scratch(batch, pairs, window)
+        u = multiply_wide(z, self.prepared, self.target, self.precision)
+        written, frames = self.operand(), self.scratch(batch, pairs, window)
         dbias, dnorm = self.scratch(tiles, channels), self.scratch(tiles, channels)
         arguments = {
             "u_ptr": u,
             "strength_ptr": self.strength,
             "norm_weight_ptr": self.prepared.norm,
             "grad_ptr": self.grad_out,
-            "du_ptr": written,
+            "du_ptr": written.hi,
+            "du_lo_ptr": written.lo,
             "heard_ptr": frames,
             "dbias_ptr": dbias,
             "dnorm_ptr": dnorm,
             "EPS": self.eps,
+            "PRECISION": self.precision,
             **self.sizes(),
         }
         launch(wide_norm_backward, (tiles,), config, arguments, outputs=block_t * channels)
-        return Normed(Split(written, written), frames, dbias.sum(0, keepdim=True), dnorm.sum(0, keepdim=True))
+        return Normed(written, frames, dbias.sum(0, keepdim=True), dnorm.sum(0, keepdim=True))
 
     def product(self, z: Split, du: Split, *, dz: bool, weight: bool) -> tuple[Tensor | None, Tensor | None]:
-        channels = self.grad_out.shape[2]
-        centred = self.prepared.pointwise.hi[:channels, :channels]
-        # one product per window, then their sum: a single product over all frames would first copy both operands
-        dproduct = _matmul(du.hi, z.hi.transpose(2, 3)).sum((0, 1)) if weight else None
-        return _matmul(centred.T, du.hi) if dz else None, dproduct
-
-
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    with without_autocast(a.device.type):
-        return torch.matmul(a, b)
+        return (
+            multiply_wide(du, self.prepared, self.target, self.precision, transposed=True) if dz else None,
+            weight_product_wide(du, z, self.compute, self.target, self.precision) if weight else None,
+        )
 
 
 def products_together(target: Target, precision: str) -> bool:
@@ -302,10 +298,7 @@ def products_together(target: Target, precision: str) -> bool:
 def make_chain(grad_out: Tensor, source: Source, strength: Tensor, weights: Weights, eps: float) -> Chain:
     """Choose the precision, prepare the weights."""
     target = target_of(grad_out.device)
-    compute = compute_dtype(grad_out.dtype)
     precision = precision_of(grad_out.dtype, target)
-    kind: type[Chain] = Chain
-    if grad_out.shape[2] > FUSED_CHANNELS:
-        kind, precision = WideChain, "fp64" if compute == torch.float64 else "ieee"
+    kind: type[Chain] = WideChain if grad_out.shape[2] > FUSED_CHANNELS else Chain
     prepared = prepare(weights, target, precision)
     return kind(grad_out.contiguous(), source, strength.contiguous(), prepared, eps, target, precision)

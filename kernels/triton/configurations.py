@@ -46,6 +46,10 @@ class Row:
     arch: int | None = None
     precision: str | None = None
     padded: int | None = None  # channels, padded
+    even: bool | None = None  # rows are whole multiples of 4 frames: elsewhere loads go one by one, in more registers
+    frames_apart: bool | None = None  # frames are no neighbours in memory
+    resample: bool | None = None  # the source is x, not y
+    full: bool | None = None  # channels are whole multiples of 64: elsewhere those past the last are masked
 
 
 def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constants: int) -> Configuration:
@@ -54,9 +58,15 @@ def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constan
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
-        Row(_c(8, BLOCK_T=32, HOIST=False), precision="fp64"),
+        Row(_c(8, BLOCK_T=32, HOIST=False), arch=0, precision="fp64"),
         Row(_c(8, BLOCK_T=32, HOIST=True), arch=0),
+        Row(_c(4, BLOCK_T=16, HOIST=False), precision="fp64", full=False),
+        Row(_c(8, BLOCK_T=32, HOIST=False), precision="fp64"),
         Row(_c(4, BLOCK_T=128, HOIST=True, per_processor=2), padded=64),
+        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, even=False),
+        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, resample=False),
+        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, frames_apart=True),
+        Row(_c(8, BLOCK_T=128, HOIST=False), even=False),
         Row(_c(8, BLOCK_T=128, HOIST=True)),
     ),
     "prepare_weights": (Row(_c(8, BLOCK=16)),),
@@ -67,6 +77,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "norm_blend": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
     "resample_forward": (
         Row(_c(4, BLOCK_T=32, BLOCK_C=64), arch=0),
+        Row(_c(4, BLOCK_T=128, BLOCK_C=32), precision="fp64"),
         Row(_c(4, BLOCK_T=128, BLOCK_C=64)),
     ),
     "resample_position_gradient": (
@@ -75,8 +86,13 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
     "resample_dx": (
         Row(_c(4, BLOCK_X=32, BLOCK_C=64), arch=0),
+        Row(_c(4, BLOCK_X=128, BLOCK_C=8), precision="fp64", even=False),
+        Row(_c(4, BLOCK_X=128, BLOCK_C=16), precision="fp64", full=False),
         Row(_c(4, BLOCK_X=128, BLOCK_C=16), arch=80, precision="fp64"),  # twice the channels spill 40 B in Triton 3.6
         Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="fp64"),
+        Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="16 bits"),  # of the gradient; twice the channels spill 16 B
+        Row(_c(4, BLOCK_X=128, BLOCK_C=32), even=False),
+        Row(_c(8, BLOCK_X=128, BLOCK_C=64), full=False),
         Row(_c(4, BLOCK_X=128, BLOCK_C=64)),
     ),
 }
@@ -84,7 +100,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
 TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "norm_backward": (
         Row(_c(8, BLOCK_T=32, FOLD=4), arch=0),
+        Row(_c(8, BLOCK_T=16, FOLD=1), precision="fp64", even=False),
         Row(_c(8, BLOCK_T=32, FOLD=4), precision="fp64"),
+        Row(_c(8, BLOCK_T=32, FOLD=4), even=False),
         Row(_c(8, BLOCK_T=64, FOLD=4)),
     ),
     "product_backward": (
@@ -94,21 +112,50 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
         Row(_c(8, BLOCK_T=64)),
     ),
     "wide_norm_backward": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
+    "wide_product": (Row(_c(4, BLOCK_T=64, BLOCK_C=64)),),
+    "wide_weight": (Row(_c(4, BLOCK_T=64, BLOCK_C=64, per_processor=2)),),
     "place_windows": (Row(_c(4, BLOCK_T=128)),),
     "finish_windows": (Row(_c(4, BLOCK=256)),),
-    "finish_weights": (Row(_c(4, BLOCK_C=16, BLOCK_R=16)),),
+    "finish_weights": (Row(_c(8, BLOCK_C=16, BLOCK_R=16)),),
     "window_backward": (  # COLUMNS is the number of warps
         Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),
         Row(_c(8, BLOCK_T=128, BLOCK_C=8, FOLD=4, COLUMNS=8), precision="fp64"),
+        Row(_c(4, BLOCK_T=128, BLOCK_C=8, FOLD=1, COLUMNS=1), even=False),  # a thread holds one frame, all channels
+        Row(_c(4, BLOCK_T=128, BLOCK_C=8, FOLD=4, COLUMNS=4), frames_apart=True),
         Row(_c(4, BLOCK_T=128, BLOCK_C=16, FOLD=4, COLUMNS=4)),
     ),
 }
 
 
-def configuration(kernel: str, target: Target, precision: str, padded: int | None = None) -> Configuration:
-    """The first row of the kernel's table that matches. `precision` is "fp64" for float64, whatever the kernel."""
+def configuration(
+    kernel: str,
+    target: Target,
+    precision: str,
+    channels: int,
+    *frames: int,
+    frame_stride: int = 1,
+    resample: bool = True,
+) -> Configuration:
+    """The first row of the kernel's table that matches.
+
+    Args:
+        precision: of the product; "fp64" for float64, whatever the kernel.
+        channels, frames: C, and the lengths of the rows that the kernel reads and writes.
+        frame_stride: elements from one frame of x (or y) to the next.
+        resample: whether it reads x; else y.
+    """
+    padded = 64 * -(-channels // 64)
+    even, full = all(count % 4 == 0 for count in frames), channels % 64 == 0
     for row in TABLE[kernel]:
-        wanted = ((row.arch, target.arch), (row.precision, precision), (row.padded, padded))
+        wanted = (
+            (row.arch, target.arch),
+            (row.precision, precision),
+            (row.padded, padded),
+            (row.even, even),
+            (row.frames_apart, frame_stride != 1),
+            (row.full, full),
+            (row.resample, resample),
+        )
         if all(mine is None or mine == theirs for mine, theirs in wanted):
             return row.configuration
-    raise LookupError(f"no configuration of {kernel} for {target}, {precision}, {padded} channels")
+    raise LookupError(f"no configuration of {kernel} for {target}, {precision}, {channels} channels, {frames} frames")

@@ -153,9 +153,10 @@ def position_slopes(t, window, tile, T, W, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def channel_offsets(c, C: tl.constexpr, STRIDE: tl.constexpr):
-    """Element offsets of channels c, those beyond C − 1 held there; 64 bits where 32 do not suffice."""
-    c = tl.minimum(c, C - 1)
+def channel_offsets(c, C: tl.constexpr, SPAN: tl.constexpr, STRIDE: tl.constexpr):
+    """Element offsets of channels c < SPAN, those beyond C − 1 held there; 64 bits where 32 do not suffice."""
+    if SPAN != C:
+        c = tl.minimum(c, C - 1)
     if C * STRIDE >= 2**31:
         return c.to(tl.int64) * STRIDE
     else:

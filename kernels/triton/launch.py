@@ -178,6 +178,12 @@ class Split(NamedTuple):
     hi: Tensor
     lo: Tensor
 
+    @classmethod
+    def empty(cls, shape: torch.Size, like: Tensor, precision: str) -> Split:
+        """Room for an operand, in the dtype of `like`."""
+        hi = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return cls(hi, torch.empty_like(hi) if precision == "bf16x3" else hi)
+
 
 class Prepared(NamedTuple):
     """The weights in the compute dtype, padded to a whole number of channel blocks, the pointwise one centred."""
@@ -193,16 +199,16 @@ def prepare(weights: Weights, target: Target, precision: str) -> Prepared:
     """One launch; for more than 128 channels a few PyTorch calls, which are then small beside the rest."""
     channels, _, taps = weights.depthwise_weight.shape
     compute = compute_dtype(weights.norm_weight.dtype)
-    if channels > FUSED_CHANNELS:
-        return _prepare_wide(weights, compute)
-    padded = 64 if channels <= 64 else 128
     operand = torch.bfloat16 if precision.startswith("bf16") else compute
+    if channels > FUSED_CHANNELS:
+        return _prepare_wide(weights, compute, operand)
+    padded = 64 if channels <= 64 else 128
     device = weights.norm_weight.device
     depthwise = torch.empty(taps, padded, dtype=compute, device=device)
     hi = torch.empty(padded, padded, dtype=operand, device=device)
     lo = torch.empty_like(hi) if precision == "bf16x3" else hi
     vectors = torch.empty(3, padded, dtype=compute, device=device)
-    config = configuration("prepare_weights", target, precision)
+    config = configuration("prepare_weights", target, precision, channels)
     arguments: dict[str, Any] = {
         f"{name}_ptr": weight.contiguous() for name, weight in zip(Weights._fields, weights, strict=True)
     }
@@ -213,16 +219,17 @@ def prepare(weights: Weights, target: Target, precision: str) -> Prepared:
     return Prepared(depthwise, Split(hi, lo), *vectors)
 
 
-def _prepare_wide(weights: Weights, compute: torch.dtype) -> Prepared:
+def _prepare_wide(weights: Weights, compute: torch.dtype, operand: torch.dtype) -> Prepared:
     depthwise, depthwise_bias, pointwise, pointwise_bias, norm, norm_bias = (w.to(compute) for w in weights)
     channels = norm.shape[0]
     grow = (0, triton.cdiv(channels, 64) * 64 - channels)
     weight = pointwise[..., 0]
     bias = pointwise_bias + (weight * depthwise_bias).sum(1)
     weight = F.pad(weight - weight.mean(0), grow + grow)
+    hi = weight.to(operand)
     return Prepared(
         F.pad(depthwise[:, 0].T, grow).contiguous(),
-        Split(weight, weight),
+        Split(hi, (weight - hi).to(operand)),
         F.pad(bias - bias.mean(), grow),
         F.pad(norm, grow),
         F.pad(norm_bias, grow),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,21 @@ import torch
 import triton
 from torch import Tensor
 
-from ..reference import compute_dtype, without_autocast
+from ..reference import compute_dtype
 from .configurations import Target, configuration
-from .launch import FUSED_CHANNELS, TRITON_TYPE, Prepared, Source, Weights, launch, precision_of, prepare, target_of
+from .launch import (
+    FUSED_CHANNELS,
+    TRITON_TYPE,
+    Prepared,
+    Source,
+    Split,
+    Weights,
+    launch,
+    precision_of,
+    prepare,
+    target_of,
+)
+from .launch_wide import multiply_wide
 from .resample import resample_dx, resample_forward, resample_position_gradient
 from .windowed_tonality_backward import recompute_windows
 from .windowed_tonality_forward import norm_blend, windowed_tonality_forward
@@ -30,7 +43,7 @@ def resample(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
     if out.numel() == 0:
         return out
     target, compute = target_of(x.device), compute_dtype(x.dtype)
-    config = configuration("resample_forward", target, "fp64" if compute == torch.float64 else "")
+    config = configuration("resample_forward", target, "fp64" if compute == torch.float64 else "", channels, window)
     block_t, block_c = config.constants["BLOCK_T"], config.constants["BLOCK_C"]
     arguments = {
         "x_ptr": x,
@@ -59,7 +72,8 @@ def resample_dx_of(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Ten
     if grad.numel() == 0:
         return dx.zero_()
     target, compute = target_of(x.device), compute_dtype(x.dtype)
-    config = configuration("resample_dx", target, "fp64" if compute == torch.float64 else "")
+    precision = "fp64" if compute == torch.float64 else "16 bits" if grad.dtype.itemsize == 2 else ""
+    config = configuration("resample_dx", target, precision, channels, window, frames)
     block_x, block_c = config.constants["BLOCK_X"], config.constants["BLOCK_C"]
     arguments = {
         "grad_ptr": grad,
@@ -74,6 +88,7 @@ def resample_dx_of(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Ten
         "C": channels,
         "STRIDE_GC": grad.stride(2),
         "STRIDE_GW": grad.stride(3),
+        "T_STEP": math.gcd(frames, 4),
         "COMPUTE": TRITON_TYPE[compute],
     }
     programs = batch * triton.cdiv(frames, block_x) * triton.cdiv(channels, block_c)
@@ -88,7 +103,9 @@ def resample_place_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tenso
     target, compute = target_of(x.device), compute_dtype(x.dtype)
     if grad.numel() == 0:
         return torch.zeros(2, batch, pairs, 1, dtype=compute, device=x.device)
-    config = configuration("resample_position_gradient", target, "fp64" if compute == torch.float64 else "")
+    config = configuration(
+        "resample_position_gradient", target, "fp64" if compute == torch.float64 else "", channels, window
+    )
     block_t = config.constants["BLOCK_T"]
     tiles = triton.cdiv(window, block_t)
     partial = torch.empty(2, batch, pairs, tiles, dtype=compute, device=x.device)
@@ -135,7 +152,15 @@ def transform(source: Source, strength: Tensor, weights: Weights, window: int, e
     prepared = prepare(weights, target, precision)
     padded = prepared.bias.shape[0]
     halo = overlap(taps)
-    config = configuration("windowed_tonality_forward", target, precision, padded)
+    config = configuration(
+        "windowed_tonality_forward",
+        target,
+        precision,
+        channels,
+        window,
+        frame_stride=source.tensor.stride(-1),
+        resample=source.resample,
+    )
     arguments = {
         **source.arguments(pairs),
         "strength_ptr": strength.contiguous(),
@@ -148,7 +173,7 @@ def transform(source: Source, strength: Tensor, weights: Weights, window: int, e
         "COMPUTE": TRITON_TYPE[compute_dtype(dtype)],
     }
     if channels > FUSED_CHANNELS or 4 * halo > config.constants["BLOCK_T"]:
-        _transform_in_steps(source, prepared, arguments, taps, halo, target)
+        _transform_in_steps(source, prepared, arguments, taps, halo, target, precision)
         return out
     own = config.constants["BLOCK_T"] - 2 * halo
     tiles = batch * pairs * triton.cdiv(window, own)
@@ -169,25 +194,28 @@ def transform(source: Source, strength: Tensor, weights: Weights, window: int, e
 
 
 def _transform_in_steps(
-    source: Source, prepared: Prepared, blend: dict[str, Any], taps: int, halo: int, target: Target
+    source: Source,
+    prepared: Prepared,
+    blend: dict[str, Any],
+    taps: int,
+    halo: int,
+    target: Target,
+    precision: str,
 ) -> None:
-    """More channels or taps than one tile holds: depthwise, then the product by PyTorch, then LayerNorm and blend.
+    """More channels or taps than one tile holds: depthwise, product, and LayerNorm with blend, one after another.
 
-    The product obeys PyTorch's switch for matrix products; in float32 it is exact by default. `blend` holds the
-    arguments of the last step.
+    `blend` holds the arguments of the last step.
     """
     batch, pairs, channels, window = blend["out_ptr"].shape
-    compute = prepared.bias.dtype
-    precision = "fp64" if compute == torch.float64 else "ieee"
-    config = configuration("recompute_windows", target, precision)
+    config = configuration("recompute_windows", target, precision, channels, window)
     block_t = max(config.constants["BLOCK_T"], triton.next_power_of_2(4 * halo))
-    z = torch.empty(batch, pairs, channels, window, dtype=compute, device=source.tensor.device)
+    z = Split.empty(blend["out_ptr"].shape, prepared.pointwise.hi, precision)
     shared = {key: blend[key] for key in (*source.arguments(pairs), "W", "C", "COMPUTE")}
     arguments = {
         **shared,
         "depthwise_ptr": prepared.depthwise,
-        "z_ptr": z,
-        "z_lo_ptr": z,
+        "z_ptr": z.hi,
+        "z_lo_ptr": z.lo,
         "K": taps,
         "PADDED": prepared.bias.shape[0],
         "HALO": halo,
@@ -197,9 +225,8 @@ def _transform_in_steps(
     own, block_c = block_t - 2 * halo, config.constants["BLOCK_C"]
     grid = (batch * pairs * triton.cdiv(window, own), triton.cdiv(channels, block_c))
     launch(recompute_windows, grid, config, arguments, outputs=own * block_c)
-    with without_autocast(z.device.type):
-        u = torch.matmul(prepared.pointwise.hi[:channels, :channels], z).add_(prepared.bias[:channels, None])
-    config = configuration("norm_blend", target, precision)
+    u = multiply_wide(z, prepared, target, precision)
+    config = configuration("norm_blend", target, precision, channels, window)
     block_t = config.constants["BLOCK_T"]
     programs = batch * pairs * triton.cdiv(window, block_t)
     launch(norm_blend, (programs,), config, {**blend, "u_ptr": u}, outputs=block_t * channels)

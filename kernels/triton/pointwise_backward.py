@@ -68,7 +68,7 @@ def norm_backward(
         if C != PADDED:
             mask = mask & (c < C)[None, :]
         base = pair.to(tl.int64) * (C * W)
-        offsets = channel_offsets(c, C, W)[None, :] + t[:, None]  # [BLOCK_T, PADDED]
+        offsets = channel_offsets(c, C, PADDED, W)[None, :] + t[:, None]  # [BLOCK_T, PADDED]
         z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
         hi = tl.load(pointwise_hi_ptr + weight_offsets)
         lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
@@ -134,7 +134,7 @@ def product_backward(
         if C != PADDED:
             mask = mask & (c < C)[:, None]
         base = pair.to(tl.int64) * (C * W)
-        offsets = channel_offsets(c, C, W)[:, None] + t[None, :]  # [PADDED, BLOCK_T]
+        offsets = channel_offsets(c, C, PADDED, W)[:, None] + t[None, :]  # [PADDED, BLOCK_T]
         du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, offsets, mask, PRECISION)
         if NEED_WEIGHT:
             z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
@@ -146,55 +146,3 @@ def product_backward(
         share = dpointwise_ptr + tl.program_id(0).to(tl.int64) * (C * C)
         mask = (c < C)[:, None] & (c < C)[None, :]
         tl.store(share + c[:, None] * C + c[None, :], total, mask=mask)
-
-
-@triton.jit
-def wide_norm_backward(
-    u_ptr,  # [B, P, C, W] in COMPUTE
-    strength_ptr,  # [B, P]
-    norm_weight_ptr,  # [C]
-    grad_ptr,  # [B, P, C, W]
-    du_ptr,  # [B, P, C, W]
-    heard_ptr,  # [B, P, W]
-    dbias_ptr,  # [tiles, C]
-    dnorm_ptr,  # [tiles, C]
-    W: tl.constexpr,
-    C: tl.constexpr,
-    EPS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """`norm_backward` for more channels than one program can hold: u is given, and read twice. Grid (tiles,)."""
-    tiles_of_one = tl.cdiv(W, BLOCK_T)
-    pair = tl.program_id(0) // tiles_of_one
-    t = (tl.program_id(0) - pair * tiles_of_one) * BLOCK_T + tl.arange(0, BLOCK_T)
-    j = tl.arange(0, BLOCK_C)
-    base = pair.to(tl.int64) * (C * W)
-    strength = tl.load(strength_ptr + pair).to(COMPUTE)
-    square = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
-    gu = square
-    for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
-        c = c0 + j
-        offs = base + channel_offsets(c, C, W)[None, :] + t[:, None]
-        mask = (t < W)[:, None] & (c < C)[None, :]
-        u = tl.load(u_ptr + offs, mask=mask, other=0.0)
-        g = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(COMPUTE)
-        square += u * u
-        gu += g * u * tl.load(norm_weight_ptr + c, mask=c < C, other=0.0).to(COMPUTE)[None, :]
-    inverse = tl.rsqrt(tl.sum(square, 1) / C + EPS)
-    heard = tl.sum(gu, 1) * inverse
-    tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
-    scale = strength * inverse
-    row = tl.program_id(0).to(tl.int64) * C
-    for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
-        c = c0 + j
-        offs = base + channel_offsets(c, C, W)[None, :] + t[:, None]
-        mask = (t < W)[:, None] & (c < C)[None, :]
-        u = tl.load(u_ptr + offs, mask=mask, other=0.0)
-        g = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(COMPUTE)
-        gamma = tl.load(norm_weight_ptr + c, mask=c < C, other=0.0).to(COMPUTE)[None, :]
-        du = (g * gamma) * scale[:, None] - u * (scale * inverse * (heard / C))[:, None]
-        tl.store(du_ptr + offs, du, mask=mask)
-        tl.store(dbias_ptr + row + c, tl.sum(du, 0), mask=c < C)
-        tl.store(dnorm_ptr + row + c, tl.sum(g * u * scale[:, None], 0), mask=c < C)

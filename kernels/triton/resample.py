@@ -48,6 +48,7 @@ def resample_forward(
     """One program per window, BLOCK_T frames and BLOCK_C channels."""
     TILES: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
     CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    SPAN: tl.constexpr = CHUNKS * BLOCK_C
     program = tl.program_id(0)
     pair = program // (TILES * CHUNKS)
     rest = program - pair * (TILES * CHUNKS)
@@ -59,10 +60,12 @@ def resample_forward(
     tile = place_tile(window, t0, T, COMPUTE)
     i, w0, w1 = source_frames(t, window, tile, W, COMPUTE)
     tile_ptr = x_ptr + (pair // P).to(tl.int64) * stride_xb + tile[0].to(tl.int64) * STRIDE_XT
-    frame_ptr = tile_ptr + channel_offsets(c, C, STRIDE_XC)[None, :] + frame_offsets(i, STRIDE_XT)[:, None]
+    frame_ptr = tile_ptr + channel_offsets(c, C, SPAN, STRIDE_XC)[None, :] + frame_offsets(i, STRIDE_XT)[:, None]
     y = tl.load(frame_ptr).to(COMPUTE) * w0[:, None] + tl.load(frame_ptr + STRIDE_XT).to(COMPUTE) * w1[:, None]
-    mask = (t < W)[:, None] & (c < C)[None, :]
-    out_offsets = channel_offsets(c, C, W)[None, :] + t[:, None]
+    mask = (t < W)[:, None]
+    if SPAN != C:
+        mask = mask & (c < C)[None, :]
+    out_offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
     tl.store(out_ptr + pair.to(tl.int64) * (C * W) + out_offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -90,6 +93,7 @@ def resample_position_gradient(
 ):
     """One program per window and BLOCK_T frames, over all channels."""
     TILES: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
     program = tl.program_id(0)
     pair = program // TILES
     b = pair // P
@@ -106,10 +110,12 @@ def resample_position_gradient(
     total = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
     for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
         c = chunk + tl.arange(0, BLOCK_C)
-        mask = (t < W)[:, None] & (c < C)[None, :]
-        frame_ptr = tile_ptr + channel_offsets(c, C, STRIDE_XC)[None, :]
+        mask = (t < W)[:, None]
+        if SPAN != C:
+            mask = mask & (c < C)[None, :]
+        frame_ptr = tile_ptr + channel_offsets(c, C, SPAN, STRIDE_XC)[None, :]
         difference = tl.load(frame_ptr + STRIDE_XT).to(COMPUTE) - tl.load(frame_ptr).to(COMPUTE)
-        g = tl.load(window_ptr + channel_offsets(c, C, STRIDE_GC)[None, :], mask=mask, other=0.0).to(COMPUTE)
+        g = tl.load(window_ptr + channel_offsets(c, C, SPAN, STRIDE_GC)[None, :], mask=mask, other=0.0).to(COMPUTE)
         total += g * difference
     slope = tl.sum(total, 1) + window[4]  # dL/dp of each frame; NaN where start or ratio is
     by_start, by_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
@@ -164,6 +170,7 @@ def resample_dx(
     C: tl.constexpr,
     STRIDE_GC: tl.constexpr,
     STRIDE_GW: tl.constexpr,
+    T_STEP: tl.constexpr,  # divides T: what aligned stores take from it, T itself being known at run time only
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -173,6 +180,7 @@ def resample_dx(
     Frames are placed exactly as in the forward kernels, so that this is their adjoint to the last bit of every weight.
     """
     CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    SPAN: tl.constexpr = CHUNKS * BLOCK_C
     program = tl.program_id(0)
     tiles = tl.cdiv(T, BLOCK_X)
     b = program // (tiles * CHUNKS)
@@ -181,7 +189,7 @@ def resample_dx(
     i0 = (rest - chunk * tiles) * BLOCK_X
     k = tl.arange(0, BLOCK_X)
     c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
-    channel_ptr = grad_ptr + b.to(tl.int64) * stride_gb + channel_offsets(c, C, STRIDE_GC)[None, :]
+    channel_ptr = grad_ptr + b.to(tl.int64) * stride_gb + channel_offsets(c, C, SPAN, STRIDE_GC)[None, :]
     acc = tl.zeros((BLOCK_X, BLOCK_C), COMPUTE)
     for p in runtime_range(0, P, 1, num_stages=1):
         window = read_window(start_ptr, ratio_ptr, b * P + p, T, W, COMPUTE)
@@ -224,6 +232,8 @@ def resample_dx(
             if (last < W) & (hi < i0 + BLOCK_X):
                 acc += held_frames(last, W, hi, i0, k, window_ptr, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
     i = i0 + k
-    mask = (i < T)[:, None] & (c < C)[None, :]
-    out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * T + i[:, None]
+    mask = (i < T)[:, None]
+    if SPAN != C:
+        mask = mask & (c < C)[None, :]
+    out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * (T // T_STEP * T_STEP) + i[:, None]
     tl.store(out_ptr, acc.to(dx_ptr.dtype.element_ty), mask=mask)

@@ -94,6 +94,7 @@ def recompute_windows(
     """z without its bias. Grid (tiles of BLOCK_T − 2·HALO frames of all windows, chunks of BLOCK_C channels)."""
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
     pair = tl.program_id(0) // TILES_PER_WINDOW
     t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * OWN - HALO
     j = tl.arange(0, BLOCK_T)
@@ -103,12 +104,12 @@ def recompute_windows(
     tile_ptr, i, w0, w1 = place_frames(
         source_ptr, start_ptr, ratio_ptr, pair, t0, t, T, stride_b, stride_p, P, W, STRIDE_T, RESAMPLE, BLOCK_T, COMPUTE
     )
-    y = read_frames(tile_ptr, c, i, w0, w1, inside, C, STRIDE_C, STRIDE_T, RESAMPLE)
+    y = read_frames(tile_ptr, c, i, w0, w1, inside, C, SPAN, STRIDE_C, STRIDE_T, RESAMPLE)
     z = depthwise(y, c, j, depthwise_ptr, K, PADDED, BLOCK_C)
     own = ((j >= HALO) & (j < BLOCK_T - HALO) & (t < W))[:, None]
-    mask = own & (c < C)[None, :] if C != PADDED else own
+    mask = own & (c < C)[None, :] if C != SPAN else own
     base = pair.to(tl.int64) * (C * W)
-    offsets = channel_offsets(c, C, W)[None, :] + t[:, None]
+    offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
     hi, lo = split(z, PRECISION)
     tl.store(z_ptr + base + offsets, hi, mask=mask)
     if PRECISION == "bf16x3":
@@ -187,6 +188,7 @@ def window_backward(
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     CONVOLVE: tl.constexpr = NEED_DY or NEED_PLACE
     READ: tl.constexpr = NEED_PLACE or NEED_TAPS or NEED_BLEND
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
     pair = tl.program_id(0)
     chunk = tl.program_id(1)
     b = pair // P
@@ -210,8 +212,8 @@ def window_backward(
     fraction_ptr += pair.to(tl.int64) * W
     along_start_ptr += pair.to(tl.int64) * W
     along_ratio_ptr += pair.to(tl.int64) * W
-    channel = channel_offsets(c, C, W)[None, :]
-    source_channel = channel_offsets(c, C, STRIDE_C)[None, :]
+    channel = channel_offsets(c, C, SPAN, W)[None, :]
+    source_channel = channel_offsets(c, C, SPAN, STRIDE_C)[None, :]
     base = pair.to(tl.int64) * (C * W)
     grad_ptr += base
     dz_ptr += base
@@ -221,7 +223,7 @@ def window_backward(
         own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W)
         inside = ((t >= 0) & (t < W))[:, None]
         mask = own[:, None]
-        if C != PADDED:
+        if C != SPAN:
             inside = inside & real
             mask = mask & real
         offsets = channel + t[:, None]  # [BLOCK_T, BLOCK_C]

@@ -55,12 +55,13 @@ def read_frames(
     w1,
     inside,
     C: tl.constexpr,
+    SPAN: tl.constexpr,
     STRIDE_C: tl.constexpr,
     STRIDE_T: tl.constexpr,
     RESAMPLE: tl.constexpr,
 ):
-    """y [BLOCK_T, channels] of frames i: interpolated, or as they are (0 outside the window)."""
-    frame_ptr = source_ptr + channel_offsets(c, C, STRIDE_C)[None, :] + frame_offsets(i, STRIDE_T)[:, None]
+    """y [BLOCK_T, channels] of frames i, c < SPAN: interpolated, or as they are (0 outside the window)."""
+    frame_ptr = source_ptr + channel_offsets(c, C, SPAN, STRIDE_C)[None, :] + frame_offsets(i, STRIDE_T)[:, None]
     if RESAMPLE:
         return tl.load(frame_ptr).to(w0.dtype) * w0[:, None] + tl.load(frame_ptr + STRIDE_T).to(w0.dtype) * w1[:, None]
     else:
@@ -139,7 +140,7 @@ def windowed_tonality_forward(
         u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
-            y = read_frames(tile_ptr, c + n * BLOCK_C, i, w0, w1, inside, C, STRIDE_C, STRIDE_T, RESAMPLE)
+            y = read_frames(tile_ptr, c + n * BLOCK_C, i, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
             z = depthwise(y, c + n * BLOCK_C, j, depthwise_ptr, K, PADDED, BLOCK_C)
             z_hi, z_lo = split(z, PRECISION)
             if HOIST:
@@ -163,7 +164,7 @@ def windowed_tonality_forward(
             beta = tl.load(norm_bias_ptr + cn)[None, :]
             out = (1 - strength) * ys[n] + (us[n] * scale[:, None]) * gamma + strength * beta
             mask = own[:, None] & (cn < C)[None, :] if C != PADDED else own[:, None]
-            out_offsets = channel_offsets(cn, C, W)[None, :] + t[:, None]
+            out_offsets = channel_offsets(cn, C, PADDED, W)[None, :] + t[:, None]
             tl.store(out_tile_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -193,6 +194,7 @@ def norm_blend(
 ):
     """LayerNorm and blend for any number of channels, u being given. One program per window and BLOCK_T frames."""
     TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
     pair = tl.program_id(0) // TILES_PER_WINDOW
     t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * BLOCK_T
     t = t0 + tl.arange(0, BLOCK_T)
@@ -206,16 +208,16 @@ def norm_blend(
     squares = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
     for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
         c = chunk + tl.arange(0, BLOCK_C)
-        offsets = channel_offsets(c, C, W)[None, :] + t[:, None]
+        offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
         u = tl.load(u_tile_ptr + offsets, mask=inside[:, None] & (c < C)[None, :], other=0.0)
         squares += u * u
     scale = strength * tl.rsqrt(tl.sum(squares, 1) / C + EPS)
     for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
         c = chunk + tl.arange(0, BLOCK_C)
         mask = inside[:, None] & (c < C)[None, :]
-        offsets = channel_offsets(c, C, W)[None, :] + t[:, None]
+        offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
         u = tl.load(u_tile_ptr + offsets, mask=mask, other=0.0)
-        y = read_frames(tile_ptr, c, i, w0, w1, inside, C, STRIDE_C, STRIDE_T, RESAMPLE)
+        y = read_frames(tile_ptr, c, i, w0, w1, inside, C, SPAN, STRIDE_C, STRIDE_T, RESAMPLE)
         gamma = tl.load(norm_weight_ptr + c)[None, :]
         beta = tl.load(norm_bias_ptr + c)[None, :]
         out = (1 - strength) * y + (u * scale[:, None]) * gamma + strength * beta

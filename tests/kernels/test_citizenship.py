@@ -184,6 +184,43 @@ class TestRefusals:
             resample_windows(x[..., :5], place, place, 2**24, backend="triton")
 
 
+def test_as_many_channels_as_there_may_be(device: torch.device) -> None:
+    """C = 1024 runs, one more is refused with the number, the limit and the way out."""
+    given = [v[:1] if n < 4 else v for n, v in enumerate(arguments(7, (1.3137,), (0.9172,), 1024, 1))]
+    given = [v.to(device) for v in given]
+    wanted = windowed_tonality(*given, 3, backend="reference")
+    torch.testing.assert_close(windowed_tonality(*given, 3, backend="triton"), wanted, rtol=1e-10, atol=1e-10)
+    c = 1025
+    weights = [torch.zeros(s) for s in ((c, 1, 1), (c,), (c, c, 1), (c,), (c,), (c,))]
+    place = torch.ones(1, 1)
+    said = r"must have at most 1024 channels for backend='triton', got C = 1025 in shape .*backend='reference'"
+    with pytest.raises(ValueError, match="x " + said):
+        resample_windows(torch.zeros(1, c, 4), place, place, 4, backend="triton")
+    with pytest.raises(ValueError, match="x " + said):
+        windowed_tonality(torch.zeros(1, c, 4), place, place, place, *weights, 4, backend="triton")
+    with pytest.raises(ValueError, match="y " + said):
+        tonality_blend(torch.zeros(1, 1, c, 4), place, *weights, backend="triton")
+    assert resample_windows(torch.zeros(1, c, 4), place, place, 4, backend="reference").shape == (1, 1, c, 4)
+
+
+def test_nan_windows_have_the_specifications_gradients(device: torch.device) -> None:
+    """NaN where the reference has NaN: in the window's own start, ratio and strength, not in another's."""
+    for bad in ((1, 0, 1), (2, 1, 0)):
+        given = [v.to(device) for v in values()]
+        given[bad[0]] = given[bad[0]].clone()
+        given[bad[0]][bad[1:]] = float("nan")
+        for function, count in ((resample_windows, 3), (windowed_tonality, 10)):
+            found = []
+            for backend in ("triton", "reference"):
+                leaves = [v.clone().requires_grad_() for v in given[:count]]
+                out = function(*leaves, W, backend=backend)
+                found.append(torch.autograd.grad(out, leaves, torch.ones_like(out))[1:4])
+            for mine, theirs in zip(*found, strict=True):
+                assert mine.isnan()[bad[1:]]
+                assert int(mine.isnan().sum()) == 1
+                torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
 def test_changing_an_input_before_backward_is_noticed(device: torch.device) -> None:
     x, start, ratio = (v.to(device) for v in values()[:3])
     out = resample(x, start.requires_grad_(), ratio)

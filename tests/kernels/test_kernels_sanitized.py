@@ -53,6 +53,7 @@ def test_cases_cover_what_matters() -> None:
     assert {case.layout for case in cases} == {"plain", "sliced", "transposed", "expanded", "offset"}
     assert {case.dtype for case in cases} == {torch.float64, torch.float32}
     assert any(case.channels > 128 for case in cases)
+    assert min(sum(case.arch == arch for case in cases) for arch in (80, 90)) >= CASES // 40
     assert any(not case.needs for case in cases)
     assert Case.draw(7) == Case.draw(7)
     for case in cases[:200]:

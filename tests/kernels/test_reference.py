@@ -1,4 +1,4 @@
-"""The specification itself: `reference` against F.interpolate, closed forms, exact arithmetic, finite differences."""
+"""The specification itself: `reference` against F.interpolate, closed forms, exact arithmetic, PyTorch's modules."""
 
 from __future__ import annotations
 
@@ -7,30 +7,13 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from reference_cases import column, exact_position, tonality_weights
 from torch import Tensor
 
-from adaptive_window.kernels import reference, resample_windows, tonality_blend, windowed_tonality
+from adaptive_window.kernels import reference
 
 EPS64 = torch.finfo(torch.float64).eps
 HALVES = (torch.bfloat16, torch.float16)
-
-
-def column(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    """One clip, one window per value: `[1, P]`."""
-    return torch.tensor([values], dtype=dtype)
-
-
-def tonality_weights(channels: int, taps: int = 7, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """depthwise, pointwise and norm weights with their biases, in the order of the public functions."""
-    shapes = ((channels, 1, taps), (channels,), (channels, channels, 1), (channels,), (channels,), (channels,))
-    return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
-
-
-def exact_position(start: float, ratio: float, t: int, window: int, frames: int) -> Fraction:
-    """p(t) of the convention, in rational arithmetic."""
-    s, r = Fraction(start), Fraction(ratio)
-    u = min(max((t + Fraction(1, 2)) * r - Fraction(1, 2), Fraction(0)), max(r * window - 1, Fraction(0)))
-    return min(max(s + u, Fraction(0)), Fraction(frames - 1))
 
 
 class TestWholeWindows:
@@ -134,94 +117,6 @@ def test_positions_of_long_clips(start: float, ratio: float) -> None:
         p = exact_position(s.item(), r.item(), t, window, frames)
         want.append(float(1 - abs(p % 2 - 1)))
     torch.testing.assert_close(got.double(), torch.tensor(want, dtype=torch.float64), rtol=0, atol=1e-5)
-
-
-class TestGradients:
-    # start, ratio: inside; over the left edge; over the right one; over both; ratios that pile frames up
-    PLACES = ((4.13, 1.31), (-3.37, 1.27), (13.21, 1.43), (-4.29, 3.71), (5.17, 0.43), (9.61, 0.021), (-0.71, 0.37))
-
-    @staticmethod
-    def assert_no_kink(start: Tensor, ratio: Tensor, window: int, frames: int) -> None:
-        """Finite differences need every free position away from whole frames, where y has a corner."""
-        p = reference.window_positions(start, ratio, window, frames)
-        distance = (p - p.round()).abs()
-        clamped = (p == 0) | (p == frames - 1) | (ratio[..., None] * window < 1)
-        assert bool(((distance > 1e-4) | clamped).all())
-
-    @pytest.mark.parametrize(("start", "ratio"), PLACES)
-    def test_resampling(self, start: float, ratio: float) -> None:
-        x = torch.randn(1, 2, 19, dtype=torch.float64, requires_grad=True)
-        s, r = column(start).requires_grad_(), column(ratio).requires_grad_()
-        self.assert_no_kink(s.detach(), r.detach(), 11, 19)
-        assert torch.autograd.gradcheck(lambda *a: reference.resample_windows(*a, 11), (x, s, r))
-
-    def test_both_in_one_every_argument(self) -> None:
-        x = torch.randn(2, 3, 19, dtype=torch.float64)
-        start, ratio = (torch.tensor(v, dtype=torch.float64).view(2, 3) for v in zip(*self.PLACES[:6], strict=True))
-        self.assert_no_kink(start, ratio, 9, 19)
-        arguments = [x, start, ratio, torch.rand(2, 3, dtype=torch.float64), *tonality_weights(3, taps=5)]
-        for value in arguments:
-            value.requires_grad_()
-        assert torch.autograd.gradcheck(lambda *a: reference.windowed_tonality(*a, 9), arguments)
-
-    # Right-hand derivatives at ties: whole positions, the clip's edges, the window's edges. All values are dyadic and
-    # y is piecewise linear in start and in ratio, so a forward difference with a small dyadic step *is* the derivative.
-    TIES = (
-        (0.0, 1.0),  # the first frame sits on the clip's edge
-        (3.0, 1.0),
-        (16.0, 1.0),  # the last frame sits on the clip's other edge: frames - window
-        (23.0, 1.0),  # everything but the first frame beyond it
-        (-2.0, 1.0),
-        (-8.0, 1.0),
-        (0.0, 2.0),
-        (2.0, 3.0),  # positions whole, frames 3 apart
-        (0.0, 0.5),
-        (5.0, 0.25),
-        (5.0, 0.125),  # ratio·W = 1: the window's last frame meets its first
-        (5.0, 0.0625),  # ratio·W < 1: no derivative to ratio
-        (5.5, 1.5),
-    )
-
-    @pytest.mark.parametrize(("start", "ratio"), TIES)
-    def test_right_hand_derivatives_at_ties(self, start: float, ratio: float) -> None:
-        frames, window, step = 24, 8, 2.0**-16
-        x = torch.randint(-8, 9, (1, 1, frames)).double()
-        weight = torch.randint(-8, 9, (window,)).double()
-
-        def total(s: Tensor, r: Tensor) -> Tensor:
-            return (reference.resample_windows(x, s, r, window) * weight).sum()
-
-        s, r = column(start).requires_grad_(), column(ratio).requires_grad_()
-        got = torch.autograd.grad(total(s, r), (s, r))
-        with torch.no_grad():
-            by_start = (total(s + step, r) - total(s, r)) / step
-            by_ratio = (total(s, r + step) - total(s, r)) / step
-        assert got[0].item() == pytest.approx(by_start.item(), abs=1e-9)
-        assert got[1].item() == pytest.approx(by_ratio.item(), abs=1e-9)
-
-    @pytest.mark.parametrize(("start", "ratio"), [*PLACES, *TIES])
-    def test_derivative_table(self, start: float, ratio: float) -> None:
-        """∂p/∂start and ∂p/∂ratio as the docstring of `window_positions` states them, frame by frame."""
-        frames, window = 24, 8
-        s, r = column(start).requires_grad_(), column(ratio).requires_grad_()
-        p = reference.window_positions(s, r, window, frames)
-        for t in range(window):
-            by_start, by_ratio = torch.autograd.grad(p[0, 0, t], (s, r), retain_graph=True)
-            v = (t + 0.5) * ratio - 0.5
-            last = max(ratio * window - 1, 0.0)
-            inside = 0 <= start + min(max(v, 0.0), last) < frames - 1
-            held = 0.0 if v < 0 else (window if ratio * window >= 1 else 0.0) if v > last else t + 0.5
-            assert by_start.item() == float(inside)
-            assert by_ratio.item() == (held if inside else 0.0)
-
-    def test_many_frames_on_one(self) -> None:
-        """ratio → 0: all W frames read one place, and its gradient is their sum."""
-        x = torch.randn(1, 1, 12, dtype=torch.float64, requires_grad=True)
-        y = reference.resample_windows(x, column(4.25), column(0.001), 500)
-        (grad,) = torch.autograd.grad(y.sum(), x)
-        want = torch.zeros(12, dtype=torch.float64)
-        want[4:6] = torch.tensor([375.0, 125.0])
-        torch.testing.assert_close(grad[0, 0], want, rtol=1e-12, atol=1e-12)
 
 
 class TestAbsurdWindows:
@@ -400,50 +295,3 @@ class TestLayouts:
             got = reference.tonality_blend(y, strength, *weights)
             assert got.is_contiguous()
             assert torch.equal(got, reference.tonality_blend(y.contiguous(), strength, *weights))
-
-
-class TestAutocast:
-    """The public functions under torch.autocast: signal and weights in its dtype, places never below float32."""
-
-    def arguments(self, dtype: torch.dtype) -> list[Tensor]:
-        x, strength = torch.randn(2, 4, 400, dtype=dtype), torch.rand(2, 2, dtype=dtype)
-        start = column(300.3, 1.7, dtype=dtype).repeat(2, 1)
-        return [x, start, torch.full_like(start, 1.21), strength, *tonality_weights(4, dtype=dtype)]
-
-    def test_float32_is_cast(self) -> None:
-        x, start, ratio, strength, *weights = self.arguments(torch.float32)
-        low = [value.bfloat16() for value in (x, strength, *weights)]
-        with torch.autocast("cpu", torch.bfloat16):
-            fused = windowed_tonality(x, start, ratio, strength, *weights, 30)
-            resampled = resample_windows(x, start, ratio, 30)
-            blend = tonality_blend(resampled, strength, *weights)
-        assert fused.dtype == resampled.dtype == blend.dtype == torch.bfloat16
-        assert torch.equal(fused, windowed_tonality(low[0], start, ratio, low[1], *low[2:], 30))
-        assert torch.equal(resampled, resample_windows(low[0], start, ratio, 30))
-        assert torch.equal(blend, tonality_blend(resampled, low[1], *low[2:]))
-
-    def test_gradients_come_back_in_the_arguments_dtype(self) -> None:
-        arguments = [value.requires_grad_() for value in self.arguments(torch.float32)]
-        with torch.autocast("cpu", torch.bfloat16):
-            out = windowed_tonality(*arguments, 30)
-        grads = torch.autograd.grad(out.float().square().sum(), arguments)
-        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
-
-    def test_float64_and_disabled_regions_are_left_alone(self) -> None:
-        double, single = self.arguments(torch.float64), self.arguments(torch.float32)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert windowed_tonality(*double, 30).dtype == torch.float64
-            with torch.autocast("cpu", enabled=False):
-                assert windowed_tonality(*single, 30).dtype == torch.float32
-
-    def test_one_graph_inside_and_outside(self) -> None:
-        """torch.compile(fullgraph=True) traces the reference, with and without autocast."""
-        arguments = self.arguments(torch.float32)
-        compiled = torch.compile(lambda *a: windowed_tonality(*a, 30), fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(*arguments), windowed_tonality(*arguments, 30))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(compiled(*arguments), windowed_tonality(*arguments, 30))
-
-    def test_a_device_without_autocast(self) -> None:
-        meta = [value.to("meta") for value in self.arguments(torch.float32)]
-        assert windowed_tonality(*meta, 30).shape == (2, 2, 4, 30)

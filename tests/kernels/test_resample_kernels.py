@@ -30,7 +30,7 @@ def row(*values: float, clips: int = 1, dtype: torch.dtype = torch.float64) -> T
 
 def gradients(function: object, values: Sequence[Tensor], window: int, grad_out: Tensor) -> tuple[Tensor, ...]:
     leaves = [v.detach().clone().requires_grad_() for v in values]
-    return torch.autograd.grad(function(*leaves, window), leaves, grad_out)  # type: ignore[operator]
+    return torch.autograd.grad(function(*leaves, window), leaves, grad_out)  # type: ignore[operator]  # either of two functions
 
 
 def assert_close(got: Sequence[Tensor], wanted: Sequence[Tensor], tolerance: float = 1e-10) -> None:

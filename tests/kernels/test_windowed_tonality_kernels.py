@@ -16,6 +16,7 @@ from window_cases import EPS, GEOMETRY, arguments
 from adaptive_window.kernels import reference, resample_windows, tonality_blend, windowed_tonality
 
 pytest.importorskip("triton")
+from adaptive_window.kernels.triton import launch, launch_backward, launch_forward
 from adaptive_window.kernels.triton.configurations import Target
 from adaptive_window.kernels.triton.launch import precision_of, record_launches, use_target
 
@@ -116,16 +117,17 @@ class TestPrecisions:
             (torch.float16, "tf32"),
         ],
     )
-    @pytest.mark.parametrize("channels", [20, 70])
+    @pytest.mark.parametrize("channels", [20, 70, 130])
     def test_error(self, dtype: torch.dtype, precision: str, channels: int, device: torch.device) -> None:
         if device.type != "cpu":
             pytest.skip("emulates in the interpreter what the GPU then does itself")
         from interpreter_bf16 import corrected_arithmetic
 
+        window = 141 if channels <= 128 else 12
         values = [v.to(dtype) for v in arguments(200, (3.25, 11.5), (1.25, 1.0), channels, 7)]
         with use_target(Target(90, 2, precision)), corrected_arithmetic():
-            got = triton(*values, window=141)
-        wanted = truth(values, 141)
+            got = triton(*values, window=window)
+        wanted = truth(values, window)
         assert got.dtype == dtype
         # two operands of the product (three terms left out of it for "bf16x3"), then the result itself
         bound = 3 * ROUNDING[precision] + torch.finfo(dtype).eps / 2
@@ -149,6 +151,30 @@ class TestPrecisions:
         assert precision_of(torch.bfloat16, gpu) == "bf16"
         assert precision_of(torch.float16, gpu) == "tf32"
         assert precision_of(torch.float32, Target(0, 1)) == "ieee"
+
+    @pytest.mark.parametrize("allowed", [True, False])
+    def test_many_channels_follow_the_same_switch(self, allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """C = 160, both passes, as planned for a GPU: the switch for convolutions, not the one for products."""
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        matmul_before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest" if allowed else "high")
+        values = [v.float().to("meta") for v in arguments(60, (3.25,), (1.25,), 160, 7)]
+        grad_out = torch.empty(2, 1, 160, 40, device="meta")
+        try:
+            self.plan_wide(values, grad_out, allowed)
+        finally:
+            torch.set_float32_matmul_precision(matmul_before)
+
+    def plan_wide(self, values: list[Tensor], grad_out: Tensor, allowed: bool) -> None:
+        weights = launch.Weights(*values[4:])
+        with use_target(Target(90, 132)), record_launches() as launches:
+            launch_forward.transform(launch.Source.of_clips(*values[:3]), values[3], weights, 40, EPS)
+            launch_backward.windowed_tonality_backward(grad_out, *values, 40, EPS, (True,) * 10)
+        products = [one for one in launches if one.name in ("wide_product", "wide_weight")]
+        assert [one.name for one in products] == ["wide_product", "wide_product", "wide_product", "wide_weight"]
+        assert {one.arguments["PRECISION"] for one in products} == {"tf32" if allowed else "bf16x3"}
+        operand = torch.float32 if allowed else torch.bfloat16
+        assert all(v.dtype == operand for one in products for k, v in one.arguments.items() if k.endswith("_lo_ptr"))
 
     def test_follows_the_newer_switch(self) -> None:
         before = torch.backends.cudnn.conv.fp32_precision

@@ -90,7 +90,7 @@ def main() -> None:
                 translate(launch)
             except Exception as error:
                 while error.__cause__ is not None:
-                    error = error.__cause__  # type: ignore[assignment]
+                    error = error.__cause__  # type: ignore[assignment]  # a BaseException, of which only the text is read
                 failures.append(f"{launch.name}, {size}, {precision}: {error}")
     json.dump({"translated": len(done), "failures": failures}, sys.stdout)
 

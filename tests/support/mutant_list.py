@@ -9,6 +9,7 @@ FORWARD = "triton/windowed_tonality_forward.py"
 BACKWARD = "triton/windowed_tonality_backward.py"
 POINTWISE = "triton/pointwise_backward.py"
 SUMS = "triton/backward_sums.py"
+WIDE = "triton/wide.py"
 LAUNCH = "triton/launch.py"
 LAUNCH_FORWARD = "triton/launch_forward.py"
 
@@ -68,7 +69,7 @@ _POSITIONS = [
         "slope: left edge not free", INTERPOLATION, "(start >= 0.0) & (start < end)", "(start > 0.0) & (start < end)"
     ),
     Mutant("slope goes on behind the clip", INTERPOLATION, "& (q < (T - 1 - base).to(COMPUTE))", ""),
-    Mutant("padded channels read", INTERPOLATION, "    c = tl.minimum(c, C - 1)\n", ""),
+    Mutant("padded channels read", INTERPOLATION, "c = tl.minimum(c, C - 1)", "c = c"),
     Mutant("channel offsets in 32 bits", INTERPOLATION, "if C * STRIDE >= 2**31:", "if C * STRIDE >= 2**63:"),
     Mutant("frame offsets in 32 bits", INTERPOLATION, "return i.to(tl.int64) * STRIDE", "return i * STRIDE"),
     Mutant(
@@ -183,21 +184,21 @@ _RESAMPLE = [
     Mutant(
         "dx offsets in 32 bits",
         RESAMPLE,
-        "out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * T",
-        "out_ptr = dx_ptr + (b * C + c)[None, :] * T",
+        "out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * (T",
+        "out_ptr = dx_ptr + (b * C + c)[None, :] * (T",
     ),
     Mutant(
         "dx stored behind the clip",
         RESAMPLE,
-        "mask = (i < T)[:, None] & (c < C)[None, :]",
-        "mask = (i <= T)[:, None] & (c < C)[None, :]",
+        "mask = (i < T)[:, None]",
+        "mask = (i <= T)[:, None]",
     ),
     Mutant("position gradient of one chunk alone", RESAMPLE, "total += g * difference", "total = g * difference"),
     Mutant(
         "output beyond the window",
         RESAMPLE,
-        "out_offsets = channel_offsets(c, C, W)[None, :] + t[:, None]",
-        "out_offsets = channel_offsets(c, C, W)[None, :] + t[:, None] + 1",
+        "out_offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]",
+        "out_offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None] + 1",
     ),
 ]
 
@@ -240,7 +241,6 @@ _BACKWARD = [
         POINTWISE,
         "- u * (scale * inverse * (heard / C))[:, None]",
         "- u * (scale * inverse * (heard / PADDED))[:, None]",
-        count=2,
     ),
     Mutant("dγ without strength", POINTWISE, "dnorm += strength * tl.sum(", "dnorm += tl.sum("),
     Mutant(
@@ -256,14 +256,23 @@ _BACKWARD = [
         "tl.trans(z_lo), total, PRECISION)",
         "tl.trans(z_lo), total * 0, PRECISION)",
     ),
-    Mutant("wide: norm's second chunk", POINTWISE, "gu += g * u * tl.load", "gu = g * u * tl.load"),
+    Mutant("wide: norm's second chunk", WIDE, "gu += g * u * tl.load", "gu = g * u * tl.load"),
     Mutant(
         "wide: offsets in 32 bits",
-        POINTWISE,
-        "offs = base + channel_offsets(c, C, W)[None, :]",
+        WIDE,
+        "offs = base + channel_offsets(c, C, SPAN, W)[None, :]",
         "offs = base + c[None, :] * W",
         count=2,
     ),
+    Mutant(
+        "wide: product of the last block alone", WIDE, "a_hi, a_lo, acc, PRECISION", "a_hi, a_lo, acc * 0, PRECISION"
+    ),
+    Mutant(
+        "wide: product not transposed", WIDE, "PADDED + row[:, None] if TRANSPOSED", "PADDED + row[:, None] if False"
+    ),
+    Mutant("wide: bias forgotten", WIDE, "acc += tl.load(bias_ptr + row)[:, None]", "acc += 0"),
+    Mutant("wide: weight's first tile alone", WIDE, "total = multiply(du", "total += 0 * tile + 0 * multiply(du"),
+    Mutant("wide: frames behind the window", WIDE, "inside = (t < W)[None, :]", "inside = (t <= W)[None, :]", count=2),
     Mutant("strength: β forgotten", SUMS, "strength += beta * tl.load", "strength += 0 * beta * tl.load"),
     Mutant("dA: centring forgotten", SUMS, "                da -= (tl.sum(da, 0) / C)[None, :]\n", ""),
     Mutant("dA: depthwise bias forgotten", SUMS, "other=0.0) + dbias[:, None] * d[None, :]", "other=0.0)"),

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
+from adaptive_window.kernels.triton.configurations import Target
+from adaptive_window.kernels.triton.launch import use_target
 
 FUNCTIONS = {
     "windowed_tonality": windowed_tonality,
@@ -41,6 +44,7 @@ class Case:
     grad_layout: str  # of the output's gradient
     absurd: bool  # some start or ratio is NaN, infinite or astronomic
     needs: frozenset[str]  # arguments whose gradients are asked for
+    arch: int = 0  # whose block sizes: the interpreter's (0), or those shipped for sm_80 and sm_90
 
     @classmethod
     def draw(cls, seed: int) -> Case:
@@ -64,6 +68,7 @@ class Case:
             grad_layout=rng.choice(layouts),
             absurd=rng.random() < 0.25,
             needs=frozenset(needs),
+            arch=rng.choices((0, 80, 90), (18, 1, 1))[0],  # larger blocks take the interpreter longer
         )
 
 
@@ -147,11 +152,13 @@ def run(case: Case, backend: str, grad: Tensor, values: dict[str, Tensor]) -> tu
     """Output, and the gradients asked for."""
     given = {name: value.detach().requires_grad_(name in case.needs) for name, value in values.items()}
     extra = {} if case.function == "tonality_blend" else {"window": case.window}
-    out = FUNCTIONS[case.function](**given, **extra, backend=backend)
-    names = sorted(case.needs)
-    if not names:
-        return out, {}
-    grads = torch.autograd.grad(out, [given[name] for name in names], grad)
+    # three programs; float32 products as the interpreter computes them (float64 ones are the same anywhere)
+    with use_target(Target(case.arch, 3, "ieee")) if case.arch else nullcontext():
+        out = FUNCTIONS[case.function](**given, **extra, backend=backend)
+        names = sorted(case.needs)
+        if not names:
+            return out, {}
+        grads = torch.autograd.grad(out, [given[name] for name in names], grad)
     return out.detach(), dict(zip(names, grads, strict=True))
 
 

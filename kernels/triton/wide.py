@@ -1,0 +1,150 @@
+"""More channels than the registers of one program hold: the steps of the fused kernels apart, in blocks of channels.
+
+u, du and dz then pass through memory, and are read once per block of outputs. Products take their operands as
+`tonality.split` leaves them, so that PyTorch's switch for convolutions decides their precision here as elsewhere.
+"""
+
+import triton
+import triton.language as tl
+
+from .interpolation import channel_offsets
+from .loops import runtime_range
+from .pointwise_backward import load_split
+from .tonality import multiply, split
+
+
+@triton.jit
+def wide_product(
+    a_ptr,  # [B, P, C, W]
+    a_lo_ptr,
+    weight_ptr,  # [PADDED, PADDED] (out, in)
+    weight_lo_ptr,
+    bias_ptr,  # [PADDED]
+    out_ptr,  # out: [B, P, C, W] in COMPUTE
+    W: tl.constexpr,
+    C: tl.constexpr,
+    TRANSPOSED: tl.constexpr,  # the product with weightᵀ
+    BIASED: tl.constexpr,
+    PADDED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """weight·a + bias for every frame. Grid (tiles of BLOCK_T frames of all windows, blocks of BLOCK_C outputs)."""
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
+    TILES: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    pair = tl.program_id(0) // TILES
+    t = (tl.program_id(0) - pair * TILES) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (t < W)[None, :]
+    base = pair.to(tl.int64) * (C * W)
+    acc = tl.zeros((BLOCK_C, BLOCK_T), COMPUTE)
+    for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
+        c = c0 + tl.arange(0, BLOCK_C)
+        offsets = channel_offsets(c, C, SPAN, W)[:, None] + t[None, :]
+        a_hi, a_lo = load_split(a_ptr + base, a_lo_ptr + base, offsets, inside & (c < C)[:, None], PRECISION)
+        at = c[None, :] * PADDED + row[:, None] if TRANSPOSED else row[:, None] * PADDED + c[None, :]
+        hi = tl.load(weight_ptr + at)
+        lo = tl.load(weight_lo_ptr + at) if PRECISION == "bf16x3" else hi
+        acc = multiply(hi, lo, a_hi, a_lo, acc, PRECISION)
+    if BIASED:
+        acc += tl.load(bias_ptr + row)[:, None]
+    offsets = channel_offsets(row, C, SPAN, W)[:, None] + t[None, :]
+    tl.store(out_ptr + base + offsets, acc, mask=inside & (row < C)[:, None])
+
+
+@triton.jit
+def wide_weight(
+    du_ptr,  # [B, P, C, W]
+    du_lo_ptr,
+    z_ptr,  # [B, P, C, W]
+    z_lo_ptr,
+    partial_ptr,  # out: [shares, C, C]
+    tiles,  # of all windows
+    W: tl.constexpr,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Σ du·zᵀ over every n-th tile of BLOCK_T frames. Grid (shares, blocks of outputs, blocks of inputs)."""
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
+    TILES: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    row = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    column = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_C, BLOCK_C), COMPUTE)
+    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+        pair = tile // TILES
+        t = (tile - pair * TILES) * BLOCK_T + tl.arange(0, BLOCK_T)
+        base = pair.to(tl.int64) * (C * W)
+        inside = (t < W)[None, :]
+        du_offsets = channel_offsets(row, C, SPAN, W)[:, None] + t[None, :]
+        z_offsets = channel_offsets(column, C, SPAN, W)[:, None] + t[None, :]
+        du_mask = inside & (row < C)[:, None]
+        du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, du_offsets, du_mask, PRECISION)
+        z_mask = inside & (column < C)[:, None]
+        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, z_offsets, z_mask, PRECISION)
+        total = multiply(du_hi, du_lo, tl.trans(z_hi), tl.trans(z_lo), total, PRECISION)
+    share_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * (C * C)
+    mask = (row < C)[:, None] & (column < C)[None, :]
+    tl.store(share_ptr + row[:, None] * C + column[None, :], total, mask=mask)
+
+
+@triton.jit
+def wide_norm_backward(
+    u_ptr,  # [B, P, C, W] in COMPUTE
+    strength_ptr,  # [B, P]
+    norm_weight_ptr,  # [C]
+    grad_ptr,  # [B, P, C, W]
+    du_ptr,  # out: [B, P, C, W]
+    du_lo_ptr,
+    heard_ptr,  # out: [B, P, W]
+    dbias_ptr,  # out: [tiles, C]
+    dnorm_ptr,  # out: [tiles, C]
+    W: tl.constexpr,
+    C: tl.constexpr,
+    EPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """`norm_backward` with u given, and read twice. Grid (tiles of BLOCK_T frames of all windows,)."""
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
+    tiles_of_one = tl.cdiv(W, BLOCK_T)
+    pair = tl.program_id(0) // tiles_of_one
+    t = (tl.program_id(0) - pair * tiles_of_one) * BLOCK_T + tl.arange(0, BLOCK_T)
+    j = tl.arange(0, BLOCK_C)
+    base = pair.to(tl.int64) * (C * W)
+    strength = tl.load(strength_ptr + pair).to(COMPUTE)
+    square = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
+    gu = square
+    for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
+        c = c0 + j
+        offs = base + channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
+        mask = (t < W)[:, None] & (c < C)[None, :]
+        u = tl.load(u_ptr + offs, mask=mask, other=0.0)
+        g = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(COMPUTE)
+        square += u * u
+        gu += g * u * tl.load(norm_weight_ptr + c, mask=c < C, other=0.0).to(COMPUTE)[None, :]
+    inverse = tl.rsqrt(tl.sum(square, 1) / C + EPS)
+    heard = tl.sum(gu, 1) * inverse
+    tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
+    scale = strength * inverse
+    row = tl.program_id(0).to(tl.int64) * C
+    for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
+        c = c0 + j
+        offs = base + channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
+        mask = (t < W)[:, None] & (c < C)[None, :]
+        u = tl.load(u_ptr + offs, mask=mask, other=0.0)
+        g = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(COMPUTE)
+        gamma = tl.load(norm_weight_ptr + c, mask=c < C, other=0.0).to(COMPUTE)[None, :]
+        du = (g * gamma) * scale[:, None] - u * (scale * inverse * (heard / C))[:, None]
+        du_hi, du_lo = split(du, PRECISION)
+        tl.store(du_ptr + offs, du_hi, mask=mask)
+        if PRECISION == "bf16x3":
+            tl.store(du_lo_ptr + offs, du_lo, mask=mask)
+        tl.store(dbias_ptr + row + c, tl.sum(du, 0), mask=c < C)
+        tl.store(dnorm_ptr + row + c, tl.sum(g * u * scale[:, None], 0), mask=c < C)

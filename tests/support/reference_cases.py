@@ -1,0 +1,26 @@
+"""Small arguments for the reference, and its positions in rational arithmetic."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+
+def column(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """One clip, one window per value: `[1, P]`."""
+    return torch.tensor([values], dtype=dtype)
+
+
+def tonality_weights(channels: int, taps: int = 7, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """depthwise, pointwise and norm weights with their biases, in the order of the public functions."""
+    shapes = ((channels, 1, taps), (channels,), (channels, channels, 1), (channels,), (channels,), (channels,))
+    return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def exact_position(start: float, ratio: float, t: int, window: int, frames: int) -> Fraction:
+    """p(t) of the convention, in rational arithmetic."""
+    s, r = Fraction(start), Fraction(ratio)
+    u = min(max((t + Fraction(1, 2)) * r - Fraction(1, 2), Fraction(0)), max(r * window - 1, Fraction(0)))
+    return min(max(s + u, Fraction(0)), Fraction(frames - 1))
