@@ -1,4 +1,4 @@
-"""`adaptive-window`: demo, encode, train, compose, plot.
+"""`adaptive-window`: demo, encode, train, compose, refine, plot.
 
 What the user can mend ends with a message that names it and exit code 2, a run that cannot go on with 1; anything else
 that goes wrong keeps its traceback. Commands import what they need when they run, so that `--help` is quick.
@@ -7,6 +7,7 @@ that goes wrong keeps its traceback. Commands import what they need when they ru
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from .config import (
     DemoConfig,
     EncodeConfig,
     PlotConfig,
+    RefineConfig,
     TrainConfig,
     UsageError,
     add_flags,
@@ -70,6 +72,14 @@ def compose(config: ComposeConfig) -> None:
     print(f"{report['output']}: {report['seconds']:.2f} s, peak {report['peak']:.3f}, RMS {report['rms']:.3f}")
 
 
+def refine(config: RefineConfig) -> None:
+    from .inference.refine_songs import refine_songs, summary
+
+    report = refine_songs(config)
+    print(summary(report), file=sys.stderr)
+    print(json.dumps(report, indent=2))
+
+
 def plot(config: PlotConfig) -> None:
     from .inference.compose import plot_file
 
@@ -82,6 +92,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "encode": (EncodeConfig, encode, "fill the latent cache from a folder of songs"),
     "train": (TrainConfig, train, "train windows and composer on a folder of songs"),
     "compose": (ComposeConfig, compose, "compose a 16 s pattern from two songs"),
+    "refine": (RefineConfig, refine, "find the windows of two songs that match, and say whether they do"),
     "plot": (PlotConfig, plot, "draw the windows chosen for two songs"),
 }
 

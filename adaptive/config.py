@@ -179,6 +179,32 @@ class PlotConfig(SongPairOptions):
 
 
 @dataclass(kw_only=True)
+class RefineConfig:
+    """Everything that `adaptive-window refine` can be told."""
+
+    input: Path = positional("the input song, in which a window is sought")
+    target: Path = positional("the target song, whose window is to be found")
+    out: Path = flag(Path("refine-out"), "folder for refine.json, windows.png and the windows as WAV", short="-o")
+    at: NonNegativeFloat = flag(0.0, "second at which the clip begins in the songs")
+    at_target: NonNegativeFloat | None = flag(None, "the same for the target, where it differs")
+    clip_seconds: PositiveFloat = flag(24.0, "at most so much of a song is searched")
+    window_seconds: PositiveFloat = flag(16.0, "length of the matched windows, after resampling")
+    max_ratio: AtLeastOne = flag(1.5, "strongest compression in time that is sought")
+    move: Literal["input", "target", "both"] = flag(
+        "input", "song whose window is sought; the other's is the first --window-seconds of its clip"
+    )
+    features: Literal["latent", "energy", "difference", "rhythm"] = flag(
+        "latent",
+        "what is compared; energy and difference follow the loudness, for latents that are white in time; rhythm "
+        "finds one tempo and beat, whatever is played",
+    )
+    codec: CodecName = flag("mel", "codec of the latents; mel needs no weights")
+    weights: Path | None = flag(None, "file or folder with the codec's weights")
+    random_codec: bool = flag(False, "randomly initialized codec: only for trying the plumbing")
+    device: Device = flag("auto", "where to run")
+
+
+@dataclass(kw_only=True)
 class DemoConfig:
     """Everything that `adaptive-window demo` can be told."""
 

@@ -39,7 +39,10 @@ def windows_figure(
     *,
     clip_seconds: float,
     window_seconds: float,
+    target_seconds: float | None = None,
+    begins: tuple[float, float] = (0.0, 0.0),
     title: str = "",
+    labels: Sequence[str] | None = None,
     truth: Sequence[PairWindows] = (),
 ) -> Figure:
     """Both clips' latents as images, every pair's windows over them, and the time warp between as connecting lines.
@@ -48,16 +51,23 @@ def windows_figure(
         image_input, image_target: `[bands, frames]`, drawn in grey with time along x.
         pairs: the windows; pair k has its own lane, style and number.
         clip_seconds, window_seconds: lengths of the clips and of the composed pattern.
+        target_seconds: length of the target's clip, where it differs.
+        begins: seconds at which the two clips begin in their songs. Axes, and the starts in `pairs`, are in the songs'
+            time then.
         title: written above.
+        labels: what to write at each pair's windows instead of number and strength; their places are added.
         truth: planted windows, drawn dotted and unnumbered.
 
-    Between the images, lines join what both windows of a pair play at the same moment of the pattern (every 4 s):
-    parallel lines mean equal compression, a shift means another start.
+    Between the images, lines join what both windows of a pair play at the same moment of the pattern, at each quarter
+    of it: parallel lines mean equal compression, a shift means another start.
     """
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
-    top, middle, bottom = figure.subplots(3, 1, height_ratios=(3, 1.6, 3), sharex=True)
-    for axes, image, name in ((top, image_input, "input"), (bottom, image_target, "target")):
+    top, middle, bottom = figure.subplots(3, 1, height_ratios=(3, 1.6, 3))
+    seconds = clip_seconds, clip_seconds if target_seconds is None else target_seconds
+    for axes, image, name, length, begin in zip(
+        (top, bottom), (image_input, image_target), ("input", "target"), seconds, begins, strict=True
+    ):
         low, high = np.percentile(image, (2, 98))
         axes.imshow(
             image,
@@ -66,20 +76,22 @@ def windows_figure(
             cmap="Greys",
             vmin=low,
             vmax=max(high, low + 1e-6),
-            extent=(0, clip_seconds, 0, 1),
+            extent=(begin, begin + length, 0, 1),
         )
+        axes.set_xlim(begin, begin + max(seconds))
         axes.set_yticks([])
         axes.set_ylabel(name)
     middle.set_ylim(0, 1)
     middle.axis("off")
     for number, pair in enumerate(pairs):
-        _draw_pair(figure, top, bottom, pair, number, len(pairs), window_seconds)
+        label = None if labels is None else labels[number]
+        _draw_pair(figure, top, bottom, pair, number, len(pairs), window_seconds, label)
     for pair in truth:
         for axes, start, ratio in _streams(top, bottom, pair):
             length = ratio * window_seconds
             axes.add_patch(Rectangle((start, 0.005), length, 0.99, fill=False, ls=":", lw=2, ec="black"))
-    bottom.set_xlim(0, clip_seconds)
-    bottom.set_xlabel("time in the clip (s)")
+    top.tick_params(labelbottom=begins[0] != begins[1])
+    bottom.set_xlabel("time in the song (s)" if any(begins) else "time in the clip (s)")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
@@ -90,7 +102,14 @@ def _streams(top: Any, bottom: Any, pair: PairWindows) -> tuple[tuple[Any, float
 
 
 def _draw_pair(
-    figure: Figure, top: Any, bottom: Any, pair: PairWindows, number: int, count: int, window_seconds: float
+    figure: Figure,
+    top: Any,
+    bottom: Any,
+    pair: PairWindows,
+    number: int,
+    count: int,
+    window_seconds: float,
+    label: str | None,
 ) -> None:
     colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
     height = 1 / count
@@ -103,12 +122,14 @@ def _draw_pair(
         axes.text(
             start + 0.15,
             lane + 0.5 * height,
-            f"pair {number}: {start:.2f} s, ×{ratio:.2f}, strength {pair.strength:.2f}",
+            f"pair {number}: {start:.2f} s, ×{ratio:.2f}, strength {pair.strength:.2f}"
+            if label is None
+            else f"{label}: {start:.2f} s to {start + length:.2f} s, ×{ratio:.3f}",
             va="center",
             fontsize=8,
             bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5},
         )
-    for moment in np.arange(0, window_seconds + 1e-6, 4.0):
+    for moment in np.linspace(0, window_seconds, 5):
         ends = (pair.start_input + pair.ratio_input * moment, 0), (pair.start_target + pair.ratio_target * moment, 1)
         figure.add_artist(
             ConnectionPatch(*ends, "data", "data", axesA=top, axesB=bottom, color=colour, ls=style, lw=0.9, alpha=0.8)

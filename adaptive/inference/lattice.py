@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from adaptive_window.kernels import resample_windows
 from .matching import unit_windows
 
 WORKSPACE = 2**24  # values of windows in memory at a time
-MOST_SCORES = 2**25  # of one problem; where two lattices have more, their cells grow
+MOST_SCORES = 2**25  # in memory at a time; where two lattices of one problem have more, their cells grow
 
 
 @dataclass(frozen=True)
@@ -78,41 +79,58 @@ def choose_cell(clips: list[int], window: int, cell: float, max_ratio: float) ->
     return cell
 
 
-def scores(x: Tensor, x_windows: Windows, y: Tensor, y_windows: Windows, count: int, backend: str) -> Tensor:
-    """Correlation of every window of x `[B, F, T]` with every one of y, at `count` frames each: `[B, N, M]`."""
-    size = x.shape[1] * count
-    most = max(1, WORKSPACE // size)  # windows at a time
-    at_once = max(1, most // max(x_windows.start.shape[1], y_windows.start.shape[1]))
-    rows = []
+def best_windows(
+    signals: Sequence[Tensor], windows: Sequence[Windows], thin: int, count: int, apart: float, backend: str
+) -> tuple[Windows, Windows]:
+    """The `count` best combinations of a window of the first signal `[B, F, T]` with one of the second, `apart` frames
+    from each other, by their correlation at `thin` frames each. Problems are taken as many at a time as memory allows.
+    """
+    (x, y), (ours, theirs) = signals, windows
+    n, m = ours.start.shape[1], theirs.start.shape[1]
+    at_once = max(1, min(WORKSPACE // (max(n, m) * x.shape[1] * thin), MOST_SCORES // (n * m)))
+    best: list[tuple[Windows, Windows]] = []
     for b in range(0, len(x), at_once):
-        some = slice(b, b + at_once)
-        theirs = unit_windows(y_windows.part(some, slice(None)).read(y[some], count, backend)).flatten(2)
-        row = []
-        for n in range(0, x_windows.start.shape[1], most):
-            ours = unit_windows(x_windows.part(some, slice(n, n + most)).read(x[some], count, backend)).flatten(2)
-            row.append(ours @ theirs.transpose(1, 2))
-        rows.append(torch.cat(row, 1))
-    return torch.cat(rows)
+        some, every = slice(b, b + at_once), slice(None)
+        part = ours.part(some, every), theirs.part(some, every)
+        table = scores(x[some], part[0], y[some], part[1], thin, backend)
+        best.append(distinct_best(table, *part, count, apart))
+    first, second = zip(*best, strict=True)
+    return joined(first), joined(second)
 
 
-def distinct_best(
-    score: Tensor, x_windows: Windows, y_windows: Windows, count: int, apart: float
-) -> tuple[Windows, ...]:
+def scores(x: Tensor, ours: Windows, y: Tensor, theirs: Windows, thin: int, backend: str) -> Tensor:
+    """Correlation of every window of x `[B, F, T]` with every one of y: `[B, N, M]`."""
+    at_once = max(1, WORKSPACE // (x.shape[0] * x.shape[1] * thin))
+    every = slice(None)
+    others = unit_windows(theirs.read(y, thin, backend)).flatten(2)  # [B, M, F·thin]
+    parts = []
+    for n in range(0, ours.start.shape[1], at_once):
+        part = unit_windows(ours.part(every, slice(n, n + at_once)).read(x, thin, backend)).flatten(2)
+        parts.append(part @ others.transpose(1, 2))
+    return torch.cat(parts, 1)
+
+
+def distinct_best(score: Tensor, ours: Windows, theirs: Windows, count: int, apart: float) -> tuple[Windows, Windows]:
     """The `count` best of `score` `[B, N, M]`, each `apart` frames (see `Windows.coordinates`) from better ones.
 
-    Returns the windows of x and of y, each with N = `count`. Where no more are left, the first ones are repeated.
+    Returns the windows of both signals, `[B, count]` each. Where no more are left, the first one is repeated.
     """
+    places = ours.coordinates, theirs.coordinates
     best: tuple[list[Tensor], list[Tensor]] = ([], [])
-    places = x_windows.coordinates, y_windows.coordinates
     left = score.clone()
     for _ in range(count):
-        first = left.flatten(1).argmax(1)
-        index = first // score.shape[2], first % score.shape[2]
-        distance = torch.zeros_like(left)
-        for side in (0, 1):
-            here = places[side].gather(1, index[side][:, None, None].expand(-1, 1, 2))  # [B, 1, 2]
-            best[side].append(here)
-            squared = (places[side] - here).square().sum(-1)  # [B, N] or [B, M]
-            distance = distance + squared.unsqueeze(2 - side)
-        left = left.masked_fill(distance < apart**2, -2.0)
-    return tuple(Windows.at(torch.cat(found, 1), x_windows.frames) for found in best)
+        highest = left.flatten(1).argmax(1)  # of equals the first
+        squared = []
+        for place, chosen, index in zip(
+            places, best, (highest // score.shape[2], highest % score.shape[2]), strict=True
+        ):
+            here = place.gather(1, index[:, None, None].expand(-1, 1, 2))  # [B, 1, 2]
+            chosen.append(here)
+            squared.append((place - here).square().sum(-1))  # [B, N], [B, M]
+        left.masked_fill_(squared[0][:, :, None] + squared[1][:, None, :] < apart**2, -2.0)
+    return Windows.at(torch.cat(best[0], 1), ours.frames), Windows.at(torch.cat(best[1], 1), theirs.frames)
+
+
+def joined(windows: Sequence[Windows]) -> Windows:
+    """Windows of some problems after those of others."""
+    return Windows(torch.cat([w.start for w in windows]), torch.cat([w.ratio for w in windows]), windows[0].frames)

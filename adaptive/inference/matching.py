@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,12 +11,16 @@ from torch import Tensor
 from adaptive_window.kernels.reference import compute_dtype
 from adaptive_window.kernels.validation import check_tensor
 
+from ..model.validation import check_count
+
 FEATURES = ("latent", "energy", "difference")
-MATCH_SCORE = {"latent": 0.4, "energy": 0.4, "difference": 0.4, "rhythm": 0.45}
-"""Score from where on two windows match, by features; error rates: `python benchmarks/recovery.py`, and of rhythm
-`python benchmarks/rhythm.py`."""
+MATCH_SCORE = {"latent": 0.2, "energy": 0.2, "difference": 0.2, "rhythm": 0.45}
+"""Score from where on windows of 800 frames or more match (`match_threshold` for shorter ones), by features; error
+rates: `python benchmarks/recovery.py`, and of rhythm `python benchmarks/rhythm.py`."""
+MEASURED_FRAMES = 800
 BANDS = 32  # channels are averaged to so many; fewer are left as they are
 SPREAD_FLOOR = 0.01  # of the mean spread of all bands: a band that hardly moves counts little, instead of as noise
+COVARIANCE_FLOOR = 0.1  # of the mean variance of the bands: directions in which hardly anything moves count less
 VARIANCE_FLOOR = 1e-12  # under a correlation: a constant window correlates with nothing
 
 
@@ -23,6 +29,18 @@ def check_features(features: object) -> None:
         raise TypeError(f"features must be one of {', '.join(map(repr, FEATURES))}, got {type(features).__name__}")
     if features not in FEATURES:
         raise ValueError(f"features must be one of {', '.join(map(repr, FEATURES))}, got {features!r}")
+
+
+def match_threshold(features: str, window_frames: int) -> float:
+    """The score from where on two windows of W frames match: `MATCH_SCORE`, times √(800/W) for shorter windows.
+
+    Correlations of unrelated signals spread as 1/√W. Rhythm has profiles of one length, whatever W.
+    """
+    if features == "rhythm":
+        return MATCH_SCORE[features]
+    check_features(features)
+    check_count("window_frames", window_frames, least=2)
+    return min(1.0, MATCH_SCORE[features] * max(1.0, math.sqrt(MEASURED_FRAMES / window_frames)))
 
 
 def match_features(x: Tensor, features: str = "latent") -> Tensor:
@@ -76,3 +94,20 @@ def unit_windows(windows: Tensor) -> Tensor:
 def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Correlation over time and bands of windows `[..., F, W]`, each band about its own mean: in [−1, 1]."""
     return (unit_windows(a) * unit_windows(b)).sum((-2, -1))
+
+
+def match_score(a: Tensor, b: Tensor) -> Tensor:
+    """How alike two windows `[..., F, W]` are beyond what any music has in common: `[...]`, in [−1, 1].
+
+        Σ_t a(t)ᵀ C⁻¹ b(t) / √(Σ_t a(t)ᵀ C⁻¹ a(t) · Σ_t b(t)ᵀ C⁻¹ b(t))
+
+    with each band about its own mean in the window, and C the mean of both windows' covariances of bands plus a tenth
+    of their mean variance on the diagonal: the correlation of whitened bands. What moves all bands together (a beat)
+    carries most of the plain correlation of unrelated music of like tempo; here it is one direction among many.
+    """
+    a, b = (v - v.mean(-1, keepdim=True) for v in torch.broadcast_tensors(a, b))
+    covariance = (a @ a.transpose(-1, -2) + b @ b.transpose(-1, -2)) / (2 * a.shape[-1])
+    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * COVARIANCE_FLOOR + VARIANCE_FLOOR
+    bands = torch.eye(a.shape[-2], dtype=a.dtype, device=a.device)
+    root = torch.linalg.cholesky_ex(covariance + variance * bands)[0]  # _ex: does not wait for the device
+    return correlation(*(torch.linalg.solve_triangular(root, v, upper=False) for v in (a, b)))

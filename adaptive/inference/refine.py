@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_window.kernels.reference import compute_dtype, without_autocast
+from adaptive_window.kernels.reference import without_autocast
 
 from ..model.scale_space import annealed_sigma, gaussian_blur
-from .lattice import Windows, choose_cell, distinct_best, lattice, scores
-from .matching import check_features, correlation, match_features
+from .lattice import Windows, best_windows, choose_cell, lattice
+from .matching import check_features, correlation, match_features, match_score
 from .refine_arguments import check_search, check_signals, given_windows
 from .refine_rhythm import lags_of, refine_rhythm
 
@@ -100,9 +100,9 @@ def refine_windows(
 
     Returns:
         (start, ratio, score), each `[B]`, float32 (float64 for float64), without gradient; with both moved (start_x,
-        ratio_x, start_y, ratio_y, score). score in [−1, 1] is the correlation of the two windows' features, each band
-        about its own mean, both blurred by W/400 frames; `matching.MATCH_SCORE` says from where on it means a match. A
-        problem with NaN in it gives NaN, and no other.
+        ratio_x, start_y, ratio_y, score). score in [−1, 1] is `matching.match_score` of the two windows' features, both
+        blurred by W/400 frames: near 1 for equal content, near 0 for unrelated; `matching.MATCH_SCORE` says from where
+        on it means a match. A problem with NaN in it gives NaN, and no other.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -122,14 +122,19 @@ def refine_windows(
         )  # fmt: skip
     check_features(features)
     check_search(restarts, levels, steps_per_level, blur, max_ratio, backend)
-    given = {
-        "x": given_windows("x", x, start_x, ratio_x, window_frames, moved="x" in move),
-        "y": given_windows("y", y, start_y, ratio_y, window_frames, moved="y" in move),
-    }
     names = [name for name in ("x", "y") if name in move]
     names += [name for name in ("x", "y") if name not in move]  # whatever stays comes second
-    guess = [given[name] for name in names if name in move]
     with torch.inference_mode(False), without_autocast(x.device.type):
+        given = {
+            "x": given_windows("x", x, start_x, ratio_x, window_frames, moved="x" in move),
+            "y": given_windows("y", y, start_y, ratio_y, window_frames, moved="y" in move),
+        }
+        guess = [given[name] for name in names if name in move]
+        if len(guess) == 2 and (guess[0] is None) != (guess[1] is None):
+            present, lacking = names if guess[0] is not None else names[::-1]
+            raise ValueError(
+                f"start_{lacking} and ratio_{lacking} must be given too where start_{present} is and both are moved"
+            )
         sides = [
             Side(
                 match_features({"x": x, "y": y}[name].clone(), features),
@@ -141,10 +146,11 @@ def refine_windows(
         found = _search(sides, window_frames, guess, restarts, levels, steps_per_level, blur, backend)
         score = window_score(sides, found, window_frames, backend)  # [B, R]
         best = score.argmax(1, keepdim=True)
-    dtype = compute_dtype(x.dtype)
     result = []
-    for windows in found[: len(guess)]:
-        result += [windows.start.gather(1, best)[:, 0].to(dtype), windows.ratio.gather(1, best)[:, 0].to(dtype)]
+    for windows, side in zip(found, sides[: len(guess)], strict=False):
+        start, ratio = (v.gather(1, best)[:, 0] for v in (windows.start, windows.ratio))
+        slack = side.features.shape[-1] - ratio * window_frames  # the last bits of rounding must not leave the clip
+        result += [torch.minimum(start, slack).clamp(min=0), ratio.clamp(1, max_ratio)]
     return (*result, score.gather(1, best)[:, 0])
 
 
@@ -154,7 +160,7 @@ def window_score(sides: Sequence[Side], windows: Sequence[Windows], frames: int,
         pair = [
             w.read(side.blurred(SCORE_BLUR * frames), frames, backend) for side, w in zip(sides, windows, strict=True)
         ]
-        return correlation(*pair)
+        return match_score(*pair)
 
 
 def _search(
@@ -204,10 +210,8 @@ def _exhaustive(
             windows.append(Windows(grid[0].expand(batch, -1), grid[1].expand(batch, -1), frames))
         else:
             windows.append(side.fixed)
-    (x, y), (x_windows, y_windows) = sides, windows
-    thin = math.ceil(frames / cell)
-    table = scores(x.blurred(sigma), x_windows, y.blurred(sigma), y_windows, thin, backend)
-    return distinct_best(table, x_windows, y_windows, count, apart=2 * max(sigma, cell))
+    blurred = [side.blurred(sigma) for side in sides]
+    return best_windows(blurred, windows, math.ceil(frames / cell), count, 2 * max(sigma, cell), backend)
 
 
 @torch.enable_grad()

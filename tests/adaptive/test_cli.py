@@ -54,7 +54,7 @@ def pair(songs):
     return songs / "val" / "song_02_input.wav", songs / "val" / "song_02_target.wav"
 
 
-@pytest.mark.parametrize("command", ["demo", "encode", "train", "compose", "plot"])
+@pytest.mark.parametrize("command", ["demo", "encode", "train", "compose", "refine", "plot"])
 def test_help_of_every_command(command, capsys):
     assert run(command, "--help") == 0
     text = capsys.readouterr().out

@@ -43,6 +43,14 @@ def test_axes_are_in_seconds_and_labelled():
     assert bottom.get_xlabel() == "time in the clip (s)"
 
 
+def test_clips_of_other_lengths_and_places_share_a_scale():
+    top, _, bottom = draw(PAIRS[:1], target_seconds=16.0, begins=(10.0, 100.0), labels=["found"]).axes
+    assert (top.get_xlim(), bottom.get_xlim()) == ((10.0, 34.0), (100.0, 124.0))
+    assert [tuple(axes.images[0].get_extent()[:2]) for axes in (top, bottom)] == [(10.0, 34.0), (100.0, 116.0)]
+    assert bottom.get_xlabel() == "time in the song (s)"
+    assert bottom.texts[0].get_text() == "found: 0.50 s to 20.50 s, ×1.250"
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_saves_by_suffix(tmp_path, suffix):
     path = tmp_path / f"picture{suffix}"

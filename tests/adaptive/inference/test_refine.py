@@ -5,7 +5,7 @@ import torch
 
 from adaptive_window import refine_windows
 from adaptive_window.inference.lattice import Windows, distinct_best, lattice
-from adaptive_window.inference.matching import MATCH_SCORE, lag_one_autocorrelation
+from adaptive_window.inference.matching import lag_one_autocorrelation, match_score, match_threshold
 from adaptive_window.kernels import resample_windows
 from adaptive_window.model.scale_space import gaussian_blur
 
@@ -52,13 +52,13 @@ def test_planted_windows_are_found(problem, answer):
 def test_unrelated_signals_are_no_match(problem, answer):
     x, y, _, _ = problem
     score = refine_windows(x, y.roll(1, 0), W)[2]
-    assert (score < MATCH_SCORE["latent"]).all()
-    assert (answer[2] > MATCH_SCORE["latent"]).all()
+    assert (score < match_threshold("latent", W)).all()
+    assert (answer[2] > match_threshold("latent", W)).all()
 
 
 def test_white_noise_is_no_match():
     x, y = torch.randn(2, 4, C, T)
-    assert (refine_windows(x, y[..., :W], W)[2] < MATCH_SCORE["latent"]).all()
+    assert (refine_windows(x, y[..., :W], W)[2] < match_threshold("latent", W)).all()
 
 
 def test_runs_are_bit_equal_and_inputs_stay(problem, answer):
@@ -233,6 +233,30 @@ def test_dtypes(problem):
         assert found(*refine_windows(x, y, W)[:2], start, ratio)
 
 
+def test_score_discounts_what_all_bands_share():
+    """A common beat under unrelated bands: most of the plain correlation, little of the score."""
+    beat = smooth(2, 1, W, seed=40)
+    a, b = (3 * beat + smooth(2, C, W, seed=seed) for seed in (41, 42))
+    unrelated, equal = match_score(a, b), match_score(a, 2 * a + 1)
+    assert (unrelated < match_threshold("latent", W)).all()
+    torch.testing.assert_close(equal, torch.ones(2), rtol=0, atol=1e-5)
+    # the docstring's formula, as written
+    a, b = (v.double() - v.double().mean(-1, keepdim=True) for v in (a, b))
+    for i in range(2):
+        c = (a[i] @ a[i].T + b[i] @ b[i].T) / (2 * W)
+        inverse = torch.linalg.inv(c + 0.1 * c.diagonal().mean() * torch.eye(C, dtype=torch.float64))
+        product = [torch.einsum("ft,fg,gt->", u[i], inverse, v[i]) for u, v in ((a, b), (a, a), (b, b))]
+        assert unrelated[i].item() == pytest.approx((product[0] / (product[1] * product[2]).sqrt()).item(), abs=1e-5)
+
+
+def test_threshold_grows_for_short_windows():
+    assert match_threshold("latent", 800) == match_threshold("latent", 1200) == 0.2
+    assert match_threshold("energy", 200) == pytest.approx(0.4)
+    assert match_threshold("rhythm", 200) == 0.45
+    with pytest.raises(ValueError, match="features must be one of"):
+        match_threshold("mel", 800)
+
+
 def test_lattice_has_a_window_near_every_window():
     starts, ratios = (torch.tensor(v) for v in lattice(T, W, 4.0, 1.5))
     assert (starts + ratios * W <= T + 1e-3).all()
@@ -275,6 +299,11 @@ BAD = {
     "start shape": (ValueError, r"start_y must be a number or \[B\] with B = 2", {"start_y": torch.zeros(3)}),
     "half a guess": (ValueError, r"ratio_x must be given too where start_x is", {"start_x": 3.0}),
     "other half": (ValueError, r"start_x must be given too where ratio_x is", {"ratio_x": 1.2}),
+    "one guess of two": (
+        ValueError,
+        r"start_x and ratio_x must be given too where start_y is and both are moved",
+        {"start_y": 0, "ratio_y": 1, "move": ("x", "y")},
+    ),
     "move string": (TypeError, r"move must be a tuple of names", {"move": "x"}),
     "move empty": (ValueError, r'move must be \("x",\)', {"move": ()}),
     "move twice": (ValueError, r"move must be", {"move": ("x", "x")}),
