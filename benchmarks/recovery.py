@@ -57,9 +57,14 @@ def searched(
 
 def unrelated(problems: Problems, y: Tensor, name: str, **options: Any) -> Row:
     """Every y against a clip of another piece."""
-    other = [
-        next(k for step in range(1, len(y)) if problems.piece[k := (i + step * 7) % len(y)] != problems.piece[i])
-        for i in range(len(y))
+    count = len(y)
+    other = [  # from half the list away on, the first of another piece
+        next(
+            k
+            for k in ((i + count // 2 + step) % count for step in range(count))
+            if problems.piece[k] != problems.piece[i]
+        )
+        for i in range(count)
     ]
     score = refine_windows(problems.x, y[other], problems.window, **options)[2]
     threshold = match_threshold(options.get("features", "latent"), problems.window)

@@ -161,8 +161,10 @@ def draw(config: RefineConfig, report: dict[str, Any], clips: list[Clip], codec:
     """windows.png: both clips' latents, the windows over them, and the time warp between."""
     places = [report["input"], report["target"]]
     pair = PairWindows(places[0]["start_s"], places[1]["start_s"], places[0]["ratio"], places[1]["ratio"], 0.0)
+    images = [clip.latents[0].cpu().numpy() for clip in clips]
     figure = windows_figure(
-        *(clip.latents[0].cpu().numpy() for clip in clips),
+        images[0],
+        images[1],
         [pair],
         clip_seconds=places[0]["clip_seconds"],
         target_seconds=places[1]["clip_seconds"],
