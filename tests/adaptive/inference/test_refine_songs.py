@@ -127,7 +127,7 @@ def test_bad_commands_exit_with_2(songs, tmp_path, capsys):
         ((song, part, "--at-target", 1, *SIZES), "only 7.00 s from 1 s on"),
         ((song, part, "--clip-seconds", 4), "--window-seconds 16 must be at most --clip-seconds 4"),
         ((song, part, "--clip-seconds", 1, "--window-seconds", 0.01), "less than two frames"),
-        ((song, part, "--max-ratio", 0.5), "max_ratio"),
+        ((song, part, "--max-ratio", 0.5), "--max-ratio"),
         ((song, part, "--move", "neither"), "neither"),
         ((song, part, "--features", "mfcc"), "mfcc"),
         ((song, part, "--random-codec"), "mel"),
