@@ -126,7 +126,7 @@ class _Turned(torch.autograd.Function):
 def _turned(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # Dynamo takes no Function with a jvp, and fuses what reads its gradient
         return x.transpose(-2, -1).contiguous()
-    return _Turned.apply(x)  # type: ignore[no-untyped-call]  # torch's own
+    return _Turned.apply(x)
 
 
 def _blended_rows(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:
