@@ -90,7 +90,7 @@ def test_loads_of_each_argument() -> None:
 
 KEYS = {"kernel", "dtype", "precision", "registers", "spill_bytes", "shared_bytes", "instructions_per_output"}
 KEYS |= {"load_order", "tensor_core_instructions", "arch", "op", "config", "per_window_element"}
-KEYS |= {"bytes_per_window_element"}
+KEYS |= {"bytes_per_window_element", "shape"}
 PRECISIONS = ("tf32", "bf16x3", "bf16")
 CHANNEL_MAJOR = {"product_backward"}  # tiles [C, BLOCK_T]: lanes along frames are then the second axis
 
@@ -102,9 +102,9 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 
 
 @cache
-def all_fused(arch: int) -> list[dict[str, Any]]:
-    """Reports on the forward and backward kernels of `windowed_tonality`, all dtypes and precisions."""
-    done = command("--arch", str(arch), "--json", "windowed_tonality")
+def everything(arch: int) -> list[dict[str, Any]]:
+    """Reports on every kernel of every function, all dtypes and precisions: nothing else stands on stdout."""
+    done = command("--arch", str(arch), "--json")
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout)
     assert isinstance(reports, list)
@@ -113,7 +113,8 @@ def all_fused(arch: int) -> list[dict[str, Any]]:
 
 def fused(arch: int, precision: str) -> list[dict[str, Any]]:
     dtype = {"bf16": "bfloat16", "fp64": "float64"}.get(precision, "float32")
-    return [r for r in all_fused(arch) if r["precision"] == precision and r["dtype"] == dtype]
+    reports = [r for r in everything(arch) if r["op"].startswith("windowed_tonality")]
+    return [r for r in reports if r["precision"] == precision and r["dtype"] == dtype]
 
 
 def forward(arch: int, precision: str) -> dict[str, Any]:
@@ -124,12 +125,28 @@ def forward(arch: int, precision: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "spill_bytes", "shared_kib"), [(90, 0, 227), (80, 32, 160)])
 def test_registers_and_shared_memory_suffice(arch: int, spill_bytes: int, shared_kib: int) -> None:
-    """In every dtype and precision."""
-    assert {report["precision"] for report in all_fused(arch)} == {"fp64", "tf32", "bf16x3", "bf16"}
-    for report in all_fused(arch):
+    """In every function, dtype and precision."""
+    assert {report["precision"] for report in everything(arch)} == {"fp64", "tf32", "bf16x3", "bf16"}
+    assert len({report["op"] for report in everything(arch)}) == 6
+    for report in everything(arch):
         assert report["spill_bytes"] <= spill_bytes, report
         assert report["shared_bytes"] <= shared_kib * 1024, report
         assert report["registers"] <= 255, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "shape"), [(90, "odd"), (80, "odd"), (90, "96 channels"), (90, "75 fps"), (90, "channels last")]
+)
+def test_other_sizes_do_not_spill_either(arch: int, shape: str) -> None:
+    """In TF32; `--shape all` compiles everything else as well."""
+    done = command("--arch", str(arch), "--shape", shape, "--json", "windowed_tonality", "tf32", "float32")
+    assert done.returncode == 0, done.stderr
+    reports = json.loads(done.stdout)
+    assert {report["shape"] for report in reports} == {shape}
+    assert len(reports) >= 10
+    for report in reports:
+        assert report["spill_bytes"] <= (0 if arch == 90 else 32), report
 
 
 @pytest.mark.slow
