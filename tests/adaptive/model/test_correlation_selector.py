@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adaptive_window import AdaptiveWindowCreativeAgent, CorrelationSelector, WindowSelector
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model.correlation_selector import REACH, lattice
+from adaptive_window.model.correlation_selector import REACH, SILENCE, lattice
 from adaptive_window.model.scale_space import gaussian_blur
 
 NAMES = ("start_input", "start_target", "ratio_input", "ratio_target", "strength")
@@ -47,6 +47,28 @@ def test_finds_a_planted_window_untrained(frames: int, window: int) -> None:
     assert (found_ratio - ratio).abs().max() < step / 2
     assert (found_start - start).abs().median() < 2 / 3 * cell
     assert (found_ratio - ratio).abs().median() < step / 4
+
+
+def test_scores_are_pearson_correlations() -> None:
+    """Every place of the lattice against a loop over its windows; x and y drift, so that window means matter."""
+    selector = CorrelationSelector(3, 1, window_frames=20, max_ratio=1.6).double()
+    with torch.no_grad():
+        selector.log_weight.copy_(torch.tensor([0.0, 0.7, -0.4]))
+    weight = selector.log_weight.detach().exp()[:, None]
+    drift = torch.linspace(-2, 2, 37)
+    x, y = ((smooth(1, 3, 37, 2.0, seed=seed) + drift).double() for seed in (0, 1))
+    places = lattice(37, 20, 1.6, 1, torch.float64, x.device)
+    ratio = torch.tensor([[1.2]], dtype=torch.float64)
+    scores = selector._scores(x, y, torch.tensor([[4.5]], dtype=torch.float64), ratio, places)[0, 0]
+    for k, s in places.fits.nonzero().tolist():
+        length = int(places.lengths[k])
+        a = x[0, :, s : s + length]
+        start, step = torch.tensor([[4.5]], dtype=torch.float64), ratio / places.ratios[k]
+        b = resample_windows(y, start, step, int(places.longest))[0, 0, :, :length]
+        a, b = (z - z.mean(1, keepdim=True) for z in (a, b))
+        power = [(weight * z.square()).sum() + SILENCE * length * weight.sum() for z in (a, b)]
+        expected = (weight * a * b).sum() / (power[0] * power[1]).sqrt()
+        torch.testing.assert_close(scores[k, s], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_gain_and_offset_of_each_channel_do_not_matter() -> None:

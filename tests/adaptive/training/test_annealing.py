@@ -45,6 +45,7 @@ def test_only_matching_is_blurred(tmp_path):
     torch.testing.assert_close(parts["matching"], matching_loss(x, y, windows, WINDOW, sigma=8.0))
     torch.testing.assert_close(held_out["matching"], matching_loss(x, y, windows, WINDOW))
     assert abs(parts["matching"] - held_out["matching"]) > 1e-3
+    assert abs(parts["rhythm"] - held_out["rhythm"]) > 1e-3  # blurred on its axis of lags instead
     for name in ("spectral", "envelope_copy"):
         assert torch.equal(parts[name], held_out[name])
     others = parts["spectral"] + 0.1 * parts["novelty"] + parts["envelope_copy"] + parts["rhythm"]
