@@ -21,8 +21,8 @@ from adaptive_window.training.step import Stepper
 
 PATHS = ("data", "out", "cache")
 DEFAULTS = {
-    "clip_seconds": 3.0,
-    "window_seconds": 2.0,
+    "clip_seconds": 2.0,
+    "window_seconds": 1.0,
     "batch_size": 4,
     "clips_per_song": 2,
     "schedule": "constant",

@@ -66,10 +66,13 @@ def assert_equal_runs(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def together(folder):
-    """Three runs of two processes one after the other: what they printed, and the finished torchrun."""
+    """Runs of two processes one after the other: what they printed, and the finished torchrun."""
     two = options_of(folder, "two", **FLOAT64, sync_batchnorm=True)
     apart = options_of(folder, "apart", **{**FLOAT64, "max_steps": 3})
-    printed, done = work(two, apart, options_of(folder, "straight", max_steps=9))
+    straight = options_of(folder, "straight", max_steps=9)
+    tiny = {"precision": "float64", "dropout": 0.0, "max_steps": 1, "batch_size": 2, "num_pairs": 1}
+    backends = [options_of(folder, name, **tiny, agent={"backend": name}) for name in ("reference", "triton")]
+    printed, done = work(two, apart, straight, *backends)
     assert done.returncode == 0, done.stderr
     return printed, done
 
@@ -96,7 +99,14 @@ def test_both_ranks_end_with_one_result_and_one_speaks(folder, together):
         assert {p["steps"] for p in results} == {steps}
         assert len({p["loss"] for p in results}) == 1
         assert done.stderr.count(f"step {steps}/{steps} ") == 1
-    assert done.stderr.count("3 training and 1 held-out songs, codec mel (50 frames/s), cpu, 2 processes") == 3
+    assert done.stderr.count("3 training and 1 held-out songs, codec mel (50 frames/s), cpu, 2 processes") == 5
+
+
+@pytest.mark.slow
+def test_kernels_work_within_distributed_data_parallel(folder, together):
+    reference, triton = (curve(folder / name) for name in ("reference", "triton"))
+    assert reference[1, "train/gradient_norm"] > 0
+    assert triton == pytest.approx(reference, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.slow
