@@ -62,6 +62,8 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
     """Replaces `path` in one move; what was there becomes `previous`, where that is given.
 
+    One process at a time may save to a path: what killed ones left half written is removed first, which makes room.
+
     Raises:
         CheckpointError: it cannot be written (a full disk); the file before it is as it was.
     """
@@ -75,6 +77,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
     # not save_file: its temporary file has a name of its own, by which nobody would find it after a kill
     content = save(on_cpu, metadata=metadata)
     try:
+        remove_leftovers(path)
         with replacing(path) as temporary:
             _write_sealed(temporary, content)
             if previous is not None and path.exists():
@@ -135,8 +138,6 @@ def load_last(folder: Path) -> tuple[Checkpoint, Path]:
         CheckpointError: neither can be read, or `last` is of a newer format.
     """
     last, previous = folder / LAST, folder / PREVIOUS
-    for path in (last, previous):
-        remove_leftovers(path)
     if not last.exists() and previous.exists():
         note(f"{last} is missing: the run was killed while it saved; going on from {previous.name}")
         return load_checkpoint(previous), previous

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..durable import write_bytes
+from ..durable import remove_leftovers, write_bytes
 from . import distributed
 
 
@@ -116,6 +116,7 @@ class RunLog:
 def _drop_entries_after(path: Path, step: int, evaluation: int) -> None:
     if not path.exists():
         return
+    remove_leftovers(path)
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

@@ -3,21 +3,24 @@
 import contextlib
 import os
 import resource
-import types
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from adaptive_window import durable
 from adaptive_window.audio import weights
-from adaptive_window.audio.cache import LatentCache
+from adaptive_window.audio.cache import CacheError, LatentCache
+from adaptive_window.audio.codec import load_codec
 from adaptive_window.audio.files import AudioError, write_audio
 from adaptive_window.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 
+ROOM = 4096  # bytes
+
 
 @contextlib.contextmanager
-def full_disk(room=4096):
+def full_disk(room=ROOM):
     """Writing beyond `room` bytes of a file fails (EFBIG: Python ignores the signal that comes with it)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
@@ -79,35 +82,39 @@ def test_leftovers_are_those_of_the_name(tmp_path):
 
 
 def save_to(kind, path, value):
-    """Replaces `path` by half a megabyte of this value, as each part of the package does it."""
+    """Writes something of this value, larger than `full_disk` has room for, as each part of the package does it."""
     if kind == "checkpoint":
         save_checkpoint(path, Checkpoint(model={"w": torch.full((1 << 17,), value)}, info={}))
     elif kind == "audio":
         write_audio(path, np.full(1 << 18, value, dtype=np.float32), 16000)
     elif kind == "latents":
-        cache = LatentCache(path.parent, types.SimpleNamespace(name="a", fingerprint="b"))
+        cache = LatentCache(path.parent, load_codec("mel"))
         cache.entry = lambda key: path
-        cache._write("key", torch.full((128, 1 << 10), value))
+        path.unlink(missing_ok=True)  # an entry is never replaced by other latents
+        cache.latents(path.parent.parent / f"{value}.wav")
     else:
-        published = path.parent.parent / "published"
-        published.write_bytes(bytes([int(value * 100)]) * (1 << 19))
-        source = weights.Source((), (), published.as_uri(), path.name)
+        source = weights.Source((), (), (path.parent.parent / f"{value}.wav").as_uri(), path.name)
         weights._download(source, timeout=10)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "audio", "latents", "weights"])
-def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, kind):
+def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch, kind):
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.setattr(weights, "download_folder", lambda: folder)
+    for value in (0.25, 0.5):  # a song, and as good as any file of weights
+        soundfile.write(tmp_path / f"{value}.wav", np.random.default_rng(0).uniform(-value, value, 16000), 16000)
     path = folder / "file.wav"
     save_to(kind, path, 0.25)
     before = path.read_bytes()
-    assert len(before) >= 1 << 19
-    expected = {"checkpoint": CheckpointError, "audio": AudioError}.get(kind, OSError)
+    assert len(before) > 2 * ROOM
+    expected = {"checkpoint": CheckpointError, "audio": AudioError, "latents": CacheError}.get(kind, OSError)
     with full_disk(), pytest.raises(expected, match=r"too large|cannot be written"):
         save_to(kind, path, 0.5)
-    assert path.read_bytes() == before
-    assert list(folder.iterdir()) == [path]
+    if kind == "latents":
+        assert list(folder.iterdir()) == []
+    else:
+        assert path.read_bytes() == before
+        assert list(folder.iterdir()) == [path]
     save_to(kind, path, 0.5)
     assert path.read_bytes() != before

@@ -105,7 +105,7 @@ def forked(action: Callable[[], None], errors: Path) -> int:
 
 def left_by(out: Path) -> dict[str, Any]:
     """All that a finished run left and that must not depend on where it was killed."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"half written": [entry.name for entry in out.iterdir() if entry.name.endswith(".tmp")]}
     for name in (LAST, BEST):
         checkpoint = load_checkpoint(out / name)
         found[name] = {key: checkpoint.info[key] for key in ("progress", "evaluations")}

@@ -188,7 +188,7 @@ def test_a_newer_last_is_no_damage(two):
 def test_leftovers_of_killed_saves_are_removed(two):
     left = two / f".{files.LAST}.{'0' * 12}.tmp"
     left.write_bytes(b"half of it")
-    files.load_last(two)
+    files.save_checkpoint(two / files.LAST, numbered(3))
     assert not left.exists()
 
 

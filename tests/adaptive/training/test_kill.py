@@ -15,7 +15,7 @@ SUPPORT = Path(__file__).resolve().parents[2] / "support"
 def test_killed_and_resumed_runs_are_bit_equal():
     finished = subprocess.run(
         [sys.executable, "-m", "kill_runs", "--runs", "20", "--seed", "1"],
-        env={**os.environ, "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=900,

@@ -117,10 +117,10 @@ def runs():
     """All runs of signal_runs in one process that forks them: importing PyTorch for each would take a minute."""
     finished = subprocess.run(
         [sys.executable, "-m", "signal_runs"],
-        env={**os.environ, "PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
