@@ -26,7 +26,7 @@ from .logging import RunLog, note
 from .objective import Objective
 from .order import batches_of
 from .signals import StopSignals, Terminated
-from .state import Progress, give_state, random_kept, seed_all, take_state
+from .state import Progress, give_state, random_kept, random_kept_on_stop, seed_all, take_state
 from .step import Stepper, StepRecord, problem_of
 
 T = TypeVar("T")
@@ -102,6 +102,7 @@ class Trainer:
             forward = torch.compile(forward)  # type: ignore[assignment]  # compile is typed as any callable
         self.take_step = Stepper(self.agent, forward, self.optimizer, self.objective, config, self.device)
         self._unread: deque[StepRecord] = deque()  # steps whose figures have not been read
+        self._behind = 1 if self.device.type == "cuda" else 0  # so many of them while the next one is queued
         self._settled = self._saved = time.perf_counter()
         self._on_disk = config.resume  # whether the state is what a checkpoint holds
 
@@ -169,7 +170,11 @@ class Trainer:
         generator = torch.Generator().manual_seed(distributed.rank_seed(self.config.seed) + self.progress.epoch)
         shares = [distributed.share(batch) for batch in batches]
         yield from DataLoader(
-            self.train_set, batch_sampler=shares, num_workers=self.config.workers, generator=generator
+            self.train_set,
+            batch_sampler=shares,
+            num_workers=self.config.workers,
+            generator=generator,
+            pin_memory=self.device.type == "cuda",  # from other memory a copy to the device waits for it
         )
 
     def _train(self, log: RunLog, bar: Any) -> None:
@@ -177,7 +182,7 @@ class Trainer:
         progress = self.progress
         batches = iter(self._load(self._order_of_epoch()[progress.batch :]))
         while progress.step < self.config.max_steps:
-            with self._leavable():
+            with random_kept_on_stop(self.device), self._leavable():
                 batch = next(batches, None)
             if batch is None:
                 break
@@ -187,7 +192,7 @@ class Trainer:
                 self._unread.append(self.take_step(batch, progress.step))
                 self._on_disk = False
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
-            self._read(log, bar, leave=0 if self.device.type == "cpu" else 1)
+            self._read(log, bar, leave=self._behind)
             stopping, save = self._ask_all()
             if stopping or save:
                 self._read(log, bar, leave=0)

@@ -179,6 +179,17 @@ def random_kept(device: torch.device) -> Iterator[None]:
         restore_random(before, device)
 
 
+@contextlib.contextmanager
+def random_kept_on_stop(device: torch.device) -> Iterator[None]:
+    """As `random_kept`, but only where it is left by a signal: what was half done is done anew, with the same draws."""
+    before = random_state(device)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        restore_random(before, device)
+        raise
+
+
 def _windows_of(evaluation: Evaluation) -> Tensor:
     return torch.stack([torch.from_numpy(evaluation.windows.values[name]) for name in COLUMNS])  # [5, N, P]
 

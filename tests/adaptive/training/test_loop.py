@@ -234,6 +234,39 @@ def test_a_damaged_last_costs_only_the_steps_since_the_one_before(tmp_path, caps
     assert_equal_states(state_of(resumed), state_of(straight))
 
 
+def test_figures_are_read_when_the_next_step_is_queued(tmp_path):
+    """As on CUDA; before a checkpoint and an evaluation all are read, so that counts and logs are whole there."""
+    config = small_config(tmp_path, max_steps=5, batch_size=1, log_every=1, save_every=3)
+    clips = Clips(smooth_latents(4, seed=1), smooth_latents(4, seed=2))
+    trainer = Trainer(config, ConvolutionCodec(), clips, clips, **SMALL_AGENT)
+    trainer._behind = 1
+    events, take_step, save, evaluate = [], trainer.take_step, trainer.save, trainer._evaluate
+
+    class Record:
+        def __init__(self, record):
+            self.__dict__.update(vars(record))
+            self.inner = record
+
+        def figures(self):
+            events.append(f"read {self.step}")
+            return self.inner.figures()
+
+    def queued(batch, taken):
+        events.append(f"queue {taken + 1}")
+        return Record(take_step(batch, taken))
+
+    trainer.take_step = queued
+    trainer.save = lambda name: (events.append("save"), save(name))[1] if name == "last.safetensors" else save(name)
+    trainer._evaluate = lambda: (events.append("evaluate"), evaluate())[1]
+    log = RunLog(tmp_path, {}, tensorboard=False, mlflow=False)
+    trainer.run(log)
+    log.close()
+    steps = "queue 1, queue 2, read 1, queue 3, read 2, read 3, save, queue 4, read 4, evaluate, save"
+    assert ", ".join(events) == f"save, {steps}, queue 5, read 5, evaluate, save"
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "train/loss" in entry] == [1, 2, 3, 4, 5]
+
+
 def test_interrupt_saves_and_can_be_resumed(tmp_path, monkeypatch):
     calls = []
     original = Stepper.__call__

@@ -132,6 +132,7 @@ PLACES = [
     "SIGINT while encoding",
     "SIGTERM while loading",
     "SIGINT while loading",
+    "SIGTERM between two clips",
     "SIGTERM in the first step",
     "SIGINT in a step",
     "SIGTERM in a step",
