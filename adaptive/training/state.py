@@ -149,7 +149,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
         "cpu": torch.get_rng_state(),
         "python": torch.tensor(words, dtype=torch.int64),
         "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
-        "numpy": torch.tensor([*keys.tolist(), position, has_gauss], dtype=torch.int64),
+        "numpy": torch.tensor([*map(int, keys), position, has_gauss], dtype=torch.int64),
         "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
     }
     if device.type == "cuda":
