@@ -14,7 +14,7 @@ from adaptive_window.kernels.validation import check_tensor
 from ..model.validation import check_count
 
 FEATURES = ("latent", "energy", "difference")
-MATCH_SCORE = {"latent": 0.2, "energy": 0.2, "difference": 0.2, "rhythm": 0.45}
+MATCH_SCORE = {"latent": 0.2, "energy": 0.2, "difference": 0.15, "rhythm": 0.45}
 """Score from where on windows of 800 frames or more match (`match_threshold` for shorter ones), by features; error
 rates: `python benchmarks/recovery.py`, and of rhythm `python benchmarks/rhythm.py`."""
 MEASURED_FRAMES = 800
@@ -47,7 +47,7 @@ def match_features(x: Tensor, features: str = "latent") -> Tensor:
     """Latents `[B, C, T]` as what a search compares, `[B, min(C, 32), T]`, float32 (float64 for float64).
 
     "latent"      mean of neighbouring channels
-    "energy"      log of the mean square of neighbouring channels
+    "energy"      log of the mean square of neighbouring channels, each about its own mean in time
     "difference"  mean of |z[t + 1] − z[t − 1]| over neighbouring channels (ends repeated)
 
     and each band then over its own mean and spread in time, so that gain and equalization cancel (where latents are
@@ -56,8 +56,8 @@ def match_features(x: Tensor, features: str = "latent") -> Tensor:
     """
     check_features(features)
     z = x.detach().to(compute_dtype(x.dtype))
-    if features == "energy":
-        z = z.square()
+    if features == "energy":  # of the fluctuation: a channel's offset would leave the square linear in it
+        z = (z - z.mean(-1, keepdim=True)).square()
     elif features == "difference":
         z = F.pad(z, (1, 1), mode="replicate")
         z = (z[..., 2:] - z[..., :-2]).abs()

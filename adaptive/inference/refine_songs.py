@@ -92,7 +92,7 @@ def refine_songs(config: RefineConfig) -> dict[str, Any]:
     if white and config.features == "latent":
         note(
             f"latents of {codec.name} are white in time here (lag-one autocorrelation {autocorrelation:.4f}): "
-            "neighbouring frames have nothing in common, and a search on them cannot work. Try --features energy"
+            "neighbouring frames have nothing in common, and a search on them cannot work. Try --features energy or difference"
         )
     move = MOVES[config.move]
     if config.features == "rhythm":

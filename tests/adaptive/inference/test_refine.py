@@ -155,11 +155,13 @@ def resample_rows(x: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("features", ["energy", "difference"])
 def test_white_latents_are_found_by_their_loudness(features):
-    """White in time: content is different noise in x and in y, only its envelope is the same."""
+    """White in time: content is different noise in x and in y, only its envelope is the same. Channels have offsets far
+    above their spread, as EnCodec's do with random weights."""
     generator = torch.Generator().manual_seed(3)
     x, y, start, ratio = planted(seed=4)
     loud = [(0.5 * v).exp().repeat_interleave(8, 1) for v in (x, y)]
-    white = [torch.randn(v.shape, generator=generator) * v for v in loud]
+    offset = 50 * torch.randn(1, 8 * C, 1, generator=generator)
+    white = [torch.randn(v.shape, generator=generator) * v + offset for v in loud]
     assert lag_one_autocorrelation(white[0]).abs().max() < 0.03  # five times 1/√(96 channels · 300 frames)
     got_start, got_ratio, score = refine_windows(*white, W, features=features)
     assert ((got_start - start).abs() < 2).all()
