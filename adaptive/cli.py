@@ -1,4 +1,4 @@
-"""`adaptive-window`: demo, encode, train, compose, refine, plot.
+"""`adaptive-window`: demo, encode, train, compose, refine, plot, ablate.
 
 What the user can mend ends with a message that names it and exit code 2, a run that cannot go on with 1; anything else
 that goes wrong keeps its traceback. Commands import what they need when they run, so that `--help` is quick.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .config import (
+    AblateConfig,
     ComposeConfig,
     DemoConfig,
     EncodeConfig,
@@ -87,6 +88,13 @@ def plot(config: PlotConfig) -> None:
     print(config.output)
 
 
+def ablate(config: AblateConfig) -> None:
+    from .training.ablation import run_ablation
+
+    print(run_ablation(config))
+    print(f"ablation.csv, ablation.md and ablation.png are in {config.out}")
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "demo": (DemoConfig, demo, "make music, train on it, compose, and draw the windows: no data needed"),
     "encode": (EncodeConfig, encode, "fill the latent cache from a folder of songs"),
@@ -94,6 +102,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "compose": (ComposeConfig, compose, "compose a 16 s pattern from two songs"),
     "refine": (RefineConfig, refine, "find the windows of two songs that match, and say whether they do"),
     "plot": (PlotConfig, plot, "draw the windows chosen for two songs"),
+    "ablate": (AblateConfig, ablate, "train without each part, and tabulate what the part adds"),
 }
 
 

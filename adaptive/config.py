@@ -91,6 +91,7 @@ class TrainConfig(CodecOptions, DataOptions):
     clip_seconds: PositiveFloat = flag(24.0, "length of the clips that windows are chosen from")
     window_seconds: PositiveFloat = flag(16.0, "length of the composed pattern")
     max_ratio: AtLeastOne = flag(1.5, "strongest compression in time")
+    max_strength: ClosedUnitInterval = flag(1.0, "strongest transform of the tonality; 0 switches it off")
 
     dropout: DropoutRate = flag(0.1, "dropout in the agent")
 
@@ -218,6 +219,34 @@ class DemoConfig:
     random_codec: bool = flag(False, "randomly initialized codec: only for trying the plumbing, marked everywhere")
     seed: Seed = flag(0, "seed of the music and of the training")
     device: Device = flag("auto", "where to run")
+
+
+@dataclass(kw_only=True)
+class AblateConfig(CodecOptions):
+    """Everything that `adaptive-window ablate` can be told."""
+
+    out: Path = flag(text="folder for the table (CSV, Markdown), the plot and the runs' logs")
+    data: Path | None = flag(None, "folder of songs, as for train (default: synthesized music)")
+    songs: PositiveInt = flag(8, "synthesized training pairs, where --data is not given")
+    held_out_songs: PositiveInt = flag(4, "synthesized held-out pairs, where --data is not given")
+    max_bad: ClosedUnitInterval = flag(0.05, "share of unreadable or too short files that ends the run")
+    device: Device = flag("auto", "where to train")
+    workers: NonNegativeInt = flag(0, "data loader processes")
+
+    seeds: PositiveInt = flag(3, "runs of every variant")
+    seed: NonNegativeInt = flag(0, "seed of the first; also of the music and of the held-out clips")
+    agent: Literal["small", "full"] = flag(
+        "small", "composer: 16 channels a component, 2 layers of width 64; or the whole, 64 and 4 of width 512"
+    )
+    num_pairs: PositiveInt = flag(3, "pairs of windows, where there is more than one")
+    clip_seconds: PositiveFloat = flag(6.0, "length of the clips that windows are chosen from")
+    window_seconds: PositiveFloat = flag(4.0, "length of the composed pattern")
+    max_ratio: AtLeastOne = flag(1.5, "strongest compression in time, where there is any")
+    max_steps: PositiveInt = flag(200, "optimizer steps of every run")
+    batch_size: PositiveInt = flag(4, "pairs of clips a step")
+    learning_rate: PositiveFloat = flag(2e-3, "peak learning rate of AdamW, falling by a cosine to 0")
+    spectral: Literal["decoded", "latent"] = flag("latent", "spectral loss, as for train")
+    novelty_weight: NonNegativeFloat = flag(0.1, "weight of the mean of the pairs' own losses")
 
 
 def add_flags(parser: ArgumentParser, config: type) -> None:

@@ -171,6 +171,29 @@ def trajectory_figure(
     return figure
 
 
+def ablation_figure(scores: Mapping[str, Sequence[float]], title: str = "") -> Figure:
+    """One row a variant: a mark for every run's score, a line at their mean.
+
+    Args:
+        scores: variant -> its runs' scores, the first variant on top.
+    """
+    figure = Figure(figsize=(8, 1.4 + 0.55 * len(scores)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, values in enumerate(scores.values()):
+        mean = float(np.mean(values))
+        axes.plot(values, [row] * len(values), "o", ms=7, mfc="none", mec="black")
+        axes.plot([mean, mean], [row - 0.3, row + 0.3], color=COLOURS[1], lw=3)
+        axes.annotate(f"{mean:.3f}", (mean, row - 0.33), ha="center", va="bottom", fontsize=8)
+    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set_ylim(len(scores) - 0.5, -0.75)
+    axes.set_xlabel("held-out skill (1 − distance / distance of a constant); rings are runs, bars their mean")
+    axes.grid(axis="x", alpha=0.3)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes .png, .svg or .pdf by the suffix.
 

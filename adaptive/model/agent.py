@@ -27,6 +27,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         num_pairs: P, pairs of windows per sample.
         window_frames: W, frames of every window as composed, at most 2000.
         max_ratio: the longest window over W (see `windows_from_logits`).
+        max_strength: strongest transform of the tonality, 0 to 1; 0 switches it off.
         kernel_size: taps of the tonality transform's depthwise convolution, odd.
         component_dim, composer_heads, composer_layers, composer_dim: as `CompositionalCreativeAgent`.
         dropout: probability everywhere, in training.
@@ -43,6 +44,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         *,
         window_frames: int = 800,
         max_ratio: float = 1.5,
+        max_strength: float = 1.0,
         kernel_size: int = 7,
         component_dim: int = 64,
         composer_heads: int = 8,
@@ -61,15 +63,14 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             )
         if selector not in ("mlp", "correlation"):
             raise ValueError(f"selector must be 'mlp' or 'correlation', got {selector!r}")
+        limits = {"max_ratio": max_ratio, "max_strength": max_strength}
         self.window_selector: WindowSelector | CorrelationSelector
         if selector == "mlp":
             self.window_selector = WindowSelector(
-                encoding_dim, num_pairs, window_frames=window_frames, max_ratio=max_ratio, dropout=dropout
+                encoding_dim, num_pairs, window_frames=window_frames, dropout=dropout, **limits
             )
         else:
-            self.window_selector = CorrelationSelector(
-                encoding_dim, num_pairs, window_frames=window_frames, max_ratio=max_ratio
-            )
+            self.window_selector = CorrelationSelector(encoding_dim, num_pairs, window_frames=window_frames, **limits)
         self.tonality_reducer_input = TonalityReducer(encoding_dim, kernel_size, backend=backend)
         self.tonality_reducer_target = TonalityReducer(encoding_dim, kernel_size, backend=backend)
         self.creative_agent = CompositionalCreativeAgent(

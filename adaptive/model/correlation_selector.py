@@ -18,7 +18,7 @@ from adaptive_window.kernels.reference import compute_dtype
 
 from .matching import standardized
 from .selector import fresh_logits, windows_from_logits
-from .validation import check_count, check_positive, check_streams
+from .validation import check_count, check_positive, check_share, check_streams
 
 CELLS = 200  # a window's length in cells of the search, at most twice that: 4 frames a cell for 800 frames
 CELLS_PER_RATIO = 4  # ratios of the lattice differ by 4 cells of length, so that no frame is off by more than a cell
@@ -53,20 +53,29 @@ class CorrelationSelector(nn.Module):
         num_pairs: P, windows chosen per clip.
         window_frames: W, frames of each window as the composer sees it.
         max_ratio: longest window over W, > 0 (see `windows_from_logits`).
+        max_strength: strongest transform of the tonality, 0 to 1.
     """
 
     def __init__(
-        self, encoding_dim: int = 128, num_pairs: int = 3, *, window_frames: int = 800, max_ratio: float = 1.5
+        self,
+        encoding_dim: int = 128,
+        num_pairs: int = 3,
+        *,
+        window_frames: int = 800,
+        max_ratio: float = 1.5,
+        max_strength: float = 1.0,
     ) -> None:
         super().__init__()
         check_count("encoding_dim", encoding_dim)
         check_count("num_pairs", num_pairs)
         check_count("window_frames", window_frames)
         check_positive("max_ratio", max_ratio)
+        check_share("max_strength", max_strength)
         self.encoding_dim = encoding_dim
         self.num_pairs = num_pairs
         self.window_frames = window_frames
         self.max_ratio = max_ratio
+        self.max_strength = max_strength
         self.cell = max(1, window_frames // CELLS)
         self.log_weight = nn.Parameter(torch.zeros(encoding_dim))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(FRESH_SHARPNESS)))
@@ -83,7 +92,7 @@ class CorrelationSelector(nn.Module):
             [self.target_start, self.target_start, self.target_ratio, self.target_ratio, self.strength], dim=1
         )
         windows = windows_from_logits(
-            queries.flatten().expand(batch, -1), frames, self.window_frames, self.max_ratio
+            queries.flatten().expand(batch, -1), frames, self.window_frames, self.max_ratio, self.max_strength
         )  # the input's are replaced
         start, ratio = self.match(x_input, x_target, windows["start_target"], windows["ratio_target"])
         wide = windows["start_target"].dtype
@@ -162,7 +171,8 @@ class CorrelationSelector(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"encoding_dim={self.encoding_dim}, num_pairs={self.num_pairs}, "
-            f"window_frames={self.window_frames}, max_ratio={self.max_ratio}"
+            f"window_frames={self.window_frames}, max_ratio={self.max_ratio}, "
+            f"max_strength={self.max_strength}"
         )
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .validation import check_count, check_positive, check_probability, check_streams
+from .validation import check_count, check_positive, check_probability, check_share, check_streams
 
 POOLED_BINS = 50
 PER_PAIR = 5  # start_input, start_target, ratio_input, ratio_target, strength
@@ -16,13 +16,15 @@ FRESH_RATIO = 0.01  # how far a fresh selector's ratios are from 1, in the reach
 LAST_LAYER_STD = 5e-4
 
 
-def windows_from_logits(logits: Tensor, frames: int, window_frames: int, max_ratio: float) -> dict[str, Tensor]:
+def windows_from_logits(
+    logits: Tensor, frames: int, window_frames: int, max_ratio: float, max_strength: float = 1.0
+) -> dict[str, Tensor]:
     """The selector's raw outputs as windows inside a clip.
 
         longer  = min((max_ratio − 1)·W, T − W)              frames that a window may cover beyond W
         ratio   = 1 + longer/W · σ(l_ratio)                  between 1 and min(max_ratio, T/W)
         start   = σ(l_start) · (T − ratio·W)                 so that start + ratio·W ≤ T
-        strength = σ(l_strength)
+        strength = max_strength · σ(l_strength)
 
     No clamp: the derivative to every logit vanishes only where its sigmoid saturates, or where T leaves no choice
     (T = W fixes start at 0 and, for max_ratio ≥ 1, ratio at 1).
@@ -32,6 +34,7 @@ def windows_from_logits(logits: Tensor, frames: int, window_frames: int, max_rat
         frames: T, frames of the clip, ≥ `window_frames`.
         window_frames: W, frames of each output window.
         max_ratio: the other end of the range of ratios, > 0; below 1, windows are shorter than W.
+        max_strength: strongest transform of the tonality, 0 to 1; 0 leaves windows as they are.
 
     Returns:
         start_input, start_target (frames), ratio_input, ratio_target, strength: each `[B, P]`, float32 or float64.
@@ -47,7 +50,7 @@ def windows_from_logits(logits: Tensor, frames: int, window_frames: int, max_rat
         "start_target": start_target * (room - longer * ratio_target),
         "ratio_input": 1 + longer / window_frames * ratio_input,
         "ratio_target": 1 + longer / window_frames * ratio_target,
-        "strength": strength,
+        "strength": max_strength * strength,
     }
 
 
@@ -82,6 +85,7 @@ class WindowSelector(nn.Module):
         num_pairs: P, windows chosen per clip.
         window_frames: W, frames of each window as the composer sees it.
         max_ratio: longest window over W, > 0 (see `windows_from_logits`).
+        max_strength: strongest transform of the tonality, 0 to 1.
         dropout: probability in the MLP, in training.
     """
 
@@ -92,6 +96,7 @@ class WindowSelector(nn.Module):
         *,
         window_frames: int = 800,
         max_ratio: float = 1.5,
+        max_strength: float = 1.0,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
@@ -99,11 +104,13 @@ class WindowSelector(nn.Module):
         check_count("num_pairs", num_pairs)
         check_count("window_frames", window_frames)
         check_positive("max_ratio", max_ratio)
+        check_share("max_strength", max_strength)
         check_probability("dropout", dropout)
         self.encoding_dim = encoding_dim
         self.num_pairs = num_pairs
         self.window_frames = window_frames
         self.max_ratio = max_ratio
+        self.max_strength = max_strength
         self.pool = nn.AdaptiveAvgPool1d(POOLED_BINS)
         self.mlp = nn.Sequential(
             nn.Linear(2 * encoding_dim * POOLED_BINS, 512),
@@ -143,10 +150,11 @@ class WindowSelector(nn.Module):
             ValueError: a wrong rank, shape, number of channels or device, or a clip shorter than a window.
         """
         logits = self.logits(x_input, x_target)
-        return windows_from_logits(logits, x_input.shape[2], self.window_frames, self.max_ratio)
+        return windows_from_logits(logits, x_input.shape[2], self.window_frames, self.max_ratio, self.max_strength)
 
     def extra_repr(self) -> str:
         return (
             f"encoding_dim={self.encoding_dim}, num_pairs={self.num_pairs}, "
-            f"window_frames={self.window_frames}, max_ratio={self.max_ratio}"
+            f"window_frames={self.window_frames}, max_ratio={self.max_ratio}, "
+            f"max_strength={self.max_strength}"
         )

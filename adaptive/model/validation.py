@@ -36,6 +36,14 @@ def check_probability(name: str, value: object) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
+def check_share(name: str, value: object) -> None:
+    """A number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
 def check_streams(module: nn.Module, x_input: Tensor, x_target: Tensor, channels: int, least_frames: int = 1) -> None:
     """Two latent clips `[B, C, T]` of one shape, on the module's device and, outside autocast, of its dtype."""
     for name, value in (("x_input", x_input), ("x_target", x_target)):

@@ -77,6 +77,7 @@ class Trainer:
             "num_pairs": config.num_pairs,
             "window_frames": self.window,
             "max_ratio": config.max_ratio,
+            "max_strength": config.max_strength,
             "selector": config.selector,
             "novelty": config.novelty,
             "dropout": config.dropout,

@@ -105,8 +105,12 @@ def _run(config: TrainConfig, device: torch.device, stop: StopSignals, agent_opt
     return RunResult(config.out, codec, final, distributed.on_main(lambda: finish(trainer, final)))
 
 
-def prepare_data(config: TrainConfig, device: torch.device) -> tuple[Codec, ClipDataset, ClipDataset]:
+def prepare_data(
+    config: TrainConfig, device: torch.device, held_out_clips: int = 1
+) -> tuple[Codec, ClipDataset, ClipDataset]:
     """Codec, training set and held-out set; what is not in the latent cache is encoded by all processes together.
+
+    Of every held-out song there are `held_out_clips` clips, at fixed places.
 
     What is wrong is found by rank 0 first, which then says it alone.
     """
@@ -133,7 +137,9 @@ def prepare_data(config: TrainConfig, device: torch.device) -> tuple[Codec, Clip
     train_set = distributed.main_first(
         lambda: ClipDataset(train, cache, clips_per_example=config.clips_per_song, **shared)
     )
-    held_out_set = distributed.main_first(lambda: ClipDataset(held_out, cache, random_crops=False, **shared))
+    held_out_set = distributed.main_first(
+        lambda: ClipDataset(held_out, cache, clips_per_example=held_out_clips, random_crops=False, **shared)
+    )
     return codec, train_set, held_out_set
 
 

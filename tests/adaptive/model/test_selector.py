@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adaptive_window import WindowSelector
 from adaptive_window.model import windows_from_logits
+from adaptive_window.model.correlation_selector import CorrelationSelector
 
 NAMES = ("start_input", "start_target", "ratio_input", "ratio_target", "strength")
 
@@ -127,6 +128,8 @@ def test_wrong_types() -> None:
         ({"encoding_dim": 0}, ValueError, "encoding_dim"),
         ({"window_frames": 0}, ValueError, "window_frames"),
         ({"max_ratio": 0}, ValueError, "max_ratio"),
+        ({"max_strength": 1.1}, ValueError, "max_strength"),
+        ({"max_strength": True}, TypeError, "max_strength"),
         ({"max_ratio": math.inf}, ValueError, "max_ratio"),
         ({"max_ratio": "1.5"}, TypeError, "max_ratio"),
         ({"dropout": 1.0}, ValueError, "dropout"),
@@ -136,3 +139,11 @@ def test_wrong_types() -> None:
 def test_wrong_sizes(arguments: dict, error: type[Exception], name: str) -> None:
     with pytest.raises(error, match=f"^{name} must be"):
         WindowSelector(**arguments)
+
+
+@pytest.mark.parametrize("kind", [WindowSelector, CorrelationSelector])
+def test_strength_keeps_to_its_limit(kind: type[WindowSelector] | type[CorrelationSelector]) -> None:
+    x, y = torch.randn(2, 3, 8, 60).unbind(0)
+    assert kind(8, 2, window_frames=40, max_strength=0.0)(x, y)["strength"].tolist() == [[0.0, 0.0]] * 3
+    half = kind(8, 2, window_frames=40, max_strength=0.5)(x, y)["strength"]
+    torch.testing.assert_close(half, torch.full((3, 2), 0.25), rtol=0, atol=0.02)  # half of a fresh 0.5

@@ -1,0 +1,191 @@
+"""`adaptive-window ablate`: what each part of the window selection adds, by training without it.
+
+Four variants, each with one part more than the one before:
+
+    single window         one pair, ratio 1, strength 0
+    + multiple windows    P pairs
+    + compression         ratios from 1 to max_ratio
+    + tonality            strengths from 0 to 1: the whole agent
+
+Every variant is trained by the ordinary `Trainer` for the same steps on the same clips, once a seed (initialization,
+order and dropout), and judged with its final weights on the same held-out clips by
+
+    skill = 1 − Σ d(pattern, window) / Σ d(constant, window)
+
+d is training's spectral distance, `window` the pair's own window of the target, `constant` that window's mean over
+time, channel by channel; the sums run over held-out clips and the pairs of each. 1 is a perfect pattern, 0 one that is
+no better than knowing the window's mean spectrum. The plain distance would favour a variant that chooses windows in
+which little happens, and would compare windows of different ones; the quotient takes that out, and a mean over pairs
+favours neither one nor many. A step of P pairs costs about P times as much: steps and clips are equal here, not time.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from adaptive_window.kernels import resample_windows
+
+from ..audio.codec import Codec
+from ..audio.dataset import ClipDataset
+from ..audio.synthesis import write_demo_set
+from ..config import AblateConfig, TrainConfig, to_plain
+from ..plots import ablation_figure, save_figure
+from .checkpoint import BEST, LAST, PREVIOUS
+from .logging import RunLog, note
+from .loop import Trainer, choose_device
+from .run import check_config, prepare_data, prepare_folder
+
+VARIANTS = ("single window", "+ multiple windows", "+ compression", "+ tonality")
+SMALL = {"component_dim": 16, "composer_heads": 4, "composer_layers": 2, "composer_dim": 64}
+HELD_OUT_CLIPS = 4  # of every held-out song
+
+
+@dataclass(frozen=True)
+class Score:
+    """One run: the skill of its final weights, the distances it is made of, and the run's seconds a step."""
+
+    variant: str
+    seed: int
+    skill: float
+    distance: float
+    constant: float
+    seconds_per_step: float
+
+
+def run_ablation(config: AblateConfig) -> str:
+    """Trains all variants and seeds; writes `ablation.csv`, `.md`, `.png` and `config.yaml`, and returns the table.
+
+    Raises:
+        UsageError, and the errors of codecs, audio and data: what the user has to change, named.
+    """
+    prepare_folder(config.out, resume=False)
+    base = base_config(config)
+    check_config(base)
+    if config.data is None:
+        note(f"synthesizing {config.songs} training and {config.held_out_songs} held-out pairs of 24 s pieces")
+        write_demo_set(base.data, pairs=config.songs, val=config.held_out_songs, seed=config.seed)
+    (config.out / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+    codec, train_set, held_out = prepare_data(base, choose_device(config.device), HELD_OUT_CLIPS)
+    scores = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        for variant in VARIANTS:
+            scores.append(run_variant(config, base, variant, seed, codec, train_set, held_out))
+            note(f"{variant}, seed {seed}: skill {scores[-1].skill:.4f}, {scores[-1].seconds_per_step:.2f} s a step")
+            write_csv(scores, config.out / "ablation.csv")  # after each: what a run that is stopped has found
+    table = as_table(scores)
+    (config.out / "ablation.md").write_text(table + "\n", encoding="utf-8")
+    by_variant = {variant: [s.skill for s in scores if s.variant == variant] for variant in VARIANTS}
+    figure = ablation_figure(by_variant, f"{config.max_steps} steps of {config.batch_size}, {config.seeds} seeds")
+    save_figure(figure, config.out / "ablation.png")
+    return table
+
+
+def base_config(config: AblateConfig) -> TrainConfig:
+    """What the runs share; the data's seed is the first one's in all of them."""
+    shared = {field.name for field in dataclasses.fields(AblateConfig)} & {
+        field.name for field in dataclasses.fields(TrainConfig)
+    }
+    values: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    songs = config.out / "songs" if config.data is None else config.data
+    return TrainConfig(**{**values, "data": songs, "examples": 0, "tensorboard": False})
+
+
+def run_variant(
+    config: AblateConfig,
+    base: TrainConfig,
+    variant: str,
+    seed: int,
+    codec: Codec,
+    train_set: ClipDataset,
+    held_out: ClipDataset,
+) -> Score:
+    """Trains one variant with one seed. Its log stays under `out/runs`, its checkpoints do not."""
+    parts = VARIANTS.index(variant)
+    out = config.out / "runs" / f"{parts}-seed{seed}"
+    changed = dataclasses.replace(
+        base,
+        out=out,
+        seed=seed,
+        num_pairs=config.num_pairs if parts >= 1 else 1,
+        max_ratio=config.max_ratio if parts >= 2 else 1.0,
+        max_strength=1.0 if parts >= 3 else 0.0,
+    )
+    prepare_folder(out, resume=False)
+    trainer = Trainer(changed, codec, train_set, held_out, **(SMALL if config.agent == "small" else {}))
+    log = RunLog(out, to_plain(changed), tensorboard=False, mlflow=False)
+    try:
+        trainer.run(log)
+    finally:
+        log.close()
+        for name in (BEST, LAST, PREVIOUS):
+            (out / name).unlink(missing_ok=True)
+    distance, constant = distances(trainer)
+    seconds = float(np.median(trainer.step_seconds))
+    return Score(variant, seed, 1 - distance / constant, distance, constant, seconds)
+
+
+@torch.no_grad()
+def distances(trainer: Trainer) -> tuple[float, float]:
+    """Mean spectral distance of patterns, and of constants, to the target's windows over the held-out clips."""
+    agent = trainer.agent.eval()
+    sums, count = np.zeros(2), 0
+    for batch in DataLoader(trainer.held_out, batch_size=trainer.config.batch_size, generator=torch.Generator()):
+        x, y = (batch[key].to(trainer.device) for key in ("input", "target"))
+        outputs, _, metadata = agent(x, y)
+        windows = metadata["windows"]
+        patterns = torch.stack(outputs, dim=1).float()  # [B, P, C, W]
+        wanted = resample_windows(y, windows["start_target"], windows["ratio_target"], patterns.shape[-1]).float()
+        constant = wanted.mean(-1, keepdim=True).expand_as(wanted)
+        for k, candidate in enumerate((patterns, constant)):
+            sums[k] += len(x) * float(trainer.objective.spectral(candidate, windows, y, False))
+        count += len(x)
+    distance, constant_distance = sums / count
+    return float(distance), float(constant_distance)
+
+
+def write_csv(scores: list[Score], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Score)])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(score) for score in scores)
+
+
+def as_table(scores: list[Score]) -> str:
+    """Markdown: mean skill ± standard deviation over seeds, what the part added, and in how many seeds it helped."""
+    lines = [
+        "| variant | skill | added by the part | seeds in which it helped | distance | of a constant | s/step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    before: NDArray[np.float64] | None = None
+    for variant in VARIANTS:
+        rows = [score for score in scores if score.variant == variant]
+        skill = np.array([row.skill for row in rows])
+        added, helped = "", ""
+        if before is not None:
+            gain = skill - before
+            added = f"{gain.mean():+.4f} ± {spread(gain):.4f} ({100 * gain.mean() / abs(before.mean()):+.1f} %)"
+            helped = f"{int((gain > 0).sum())} of {len(gain)}"
+        distance, constant, seconds = (
+            np.mean([getattr(row, name) for row in rows]) for name in ("distance", "constant", "seconds_per_step")
+        )
+        lines.append(
+            f"| {variant} | {skill.mean():.4f} ± {spread(skill):.4f} | {added} | {helped} "
+            f"| {distance:.4f} | {constant:.4f} | {seconds:.2f} |"
+        )
+        before = skill
+    return "\n".join(lines)
+
+
+def spread(values: NDArray[np.float64]) -> float:
+    """Standard deviation over seeds; 0 for one seed."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0

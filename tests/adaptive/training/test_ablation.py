@@ -1,0 +1,93 @@
+"""The ablation: variants differ by one part, the score is fair, and the command writes what it promises."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from clips import Clips, ConvolutionCodec, small_config, smooth_latents
+
+from adaptive_window import cli
+from adaptive_window.audio.synthesis import write_demo_set
+from adaptive_window.config import AblateConfig
+from adaptive_window.training import ablation
+from adaptive_window.training.loop import Trainer
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    clips = Clips(smooth_latents(3, seed=1), smooth_latents(3, seed=2))
+    return Trainer(small_config(tmp_path, num_pairs=2), ConvolutionCodec(), clips, clips, **ablation.SMALL)
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("target", 0.0), ("constant", 1.0)])
+def test_distances_are_those_of_patterns_and_constants(trainer, monkeypatch, answer, expected):
+    """A perfect pattern has distance 0 (skill 1); the window's mean over time has the constant's (skill 0)."""
+
+    def compose(x, y, windows):
+        wanted = ablation.resample_windows(y, windows["start_target"], windows["ratio_target"], 40)
+        output = wanted if answer == "target" else wanted.mean(-1, keepdim=True).expand_as(wanted)
+        return output, torch.zeros(*output.shape[:2], 3)
+
+    monkeypatch.setattr(trainer.agent, "compose_windows", compose)
+    distance, constant = ablation.distances(trainer)
+    assert constant > 0.01
+    assert distance / constant == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_clip_counts_alike(trainer):
+    """Three clips in batches of two: the same as one by one."""
+    by_two = ablation.distances(trainer)
+    trainer.config.batch_size = 1
+    assert ablation.distances(trainer) == pytest.approx(by_two, rel=1e-5)
+
+
+def test_table_compares_each_variant_with_the_one_before():
+    skills = {"single window": (0.2, 0.3), "+ multiple windows": (0.3, 0.2), "+ compression": (0.3, 0.3),
+              "+ tonality": (0.1, 0.1)}  # fmt: skip
+    scores = [
+        ablation.Score(variant, seed, skill, 1 - skill, 1.0, 0.5)
+        for variant, row in skills.items()
+        for seed, skill in enumerate(row)
+    ]
+    lines = ablation.as_table(scores).splitlines()
+    assert lines[2].startswith("| single window | 0.2500 ± 0.0707 |  |  | 0.7500 | 1.0000 | 0.50 |")
+    assert "| +0.0000 ± 0.1414 (+0.0 %) | 1 of 2 |" in lines[3]
+    assert "| -0.2000 ± 0.0000 (-66.7 %) | 0 of 2 |" in lines[5]
+
+
+def test_command(tmp_path, capsys):
+    songs, out = tmp_path / "songs", tmp_path / "out"
+    write_demo_set(songs, pairs=1, val=1, seconds=4.0, seed=3)
+    arguments = ["ablate", "--data", songs, "--out", out, "--cache", tmp_path / "cache", "--clip-seconds", 3]
+    sizes = ["--window-seconds", 2, "--max-steps", 1, "--batch-size", 1, "--seeds", 1, "--seed", 5, "--num-pairs", 2]
+    assert cli.main([str(a) for a in (*arguments, *sizes)]) == 0
+    table = (out / "ablation.md").read_text()
+    assert table in capsys.readouterr().out
+    with (out / "ablation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["variant"], row["seed"]) for row in rows] == [(variant, "5") for variant in ablation.VARIANTS]
+    for row in rows:
+        assert float(row["skill"]) == pytest.approx(1 - float(row["distance"]) / float(row["constant"]))
+    assert (out / "ablation.png").stat().st_size > 5000
+    assert yaml.safe_load((out / "config.yaml").read_text())["max_steps"] == 1
+
+    windows = []  # what each variant could choose, from its log
+    for k in range(4):
+        last = (out / "runs" / f"{k}-seed5" / "metrics.jsonl").read_text().splitlines()[-1]
+        windows.append({name: value for name, value in json.loads(last).items() if name.startswith("windows/")})
+        assert not list((out / "runs" / f"{k}-seed5").glob("*.safetensors"))
+    assert [("windows/pair1/strength" in found) for found in windows] == [False, True, True, True]
+    assert [found["windows/pair0/ratio_input"] == 1.0 for found in windows] == [True, True, False, False]
+    assert [found["windows/pair0/strength"] == 0.0 for found in windows] == [True, True, True, False]
+
+    assert cli.main([str(a) for a in (*arguments[:5], "--clip-seconds", 1)]) == 2
+    assert "shorter than --window-seconds" in capsys.readouterr().err
+
+
+def test_runs_share_their_data_and_differ_by_seed(tmp_path):
+    base = ablation.base_config(AblateConfig(out=tmp_path, seed=7))
+    assert base.seed == 7
+    assert base.data == tmp_path / "songs"
+    assert base.examples == 0
