@@ -46,7 +46,7 @@ NOISE = 0.1
 
 @dataclass
 class Tracks:
-    """`x`, `y` `[B, C, T]`; `edges_x`, `edges_y` `[B, 3, 2]`: first frame and end of A, B, C in each; `rho` `[B, 3]`."""
+    """`x`, `y` `[B, C, T]`; `edges_x`, `edges_y` `[B, 3, 2]`: first frame and end of A, B, C; `rho` `[B, 3]`."""
 
     x: Tensor
     y: Tensor
@@ -179,10 +179,8 @@ def main() -> None:
             ("white noise, overlap penalty", white, options.overlap_weight),
         ):
             began = time.process_time()
-            if weight is None:
-                selector = equal_pairs()
-            else:
-                selector = train(make, weight, options.steps, options.batch, seed)
+            trained = weight is not None
+            selector = train(make, weight, options.steps, options.batch, seed) if trained else equal_pairs()
             found = measure(selector, make(options.tracks, torch.Generator().manual_seed(999_999 + seed)))
             if title is None:
                 title = f"{'seed, case':<34}" + "".join(f"{key:>12}" for key in found)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .composer import MAX_FRAMES, BatchMean, CompositionalCreativeAgent, agent_loss, evaluating
+from .composer import MAX_FRAMES, CompositionalCreativeAgent, agent_loss, batch_mean, evaluating
 from .correlation_selector import CorrelationSelector
 from .selector import WindowSelector
 from .tonality import TonalityReducer
@@ -82,7 +82,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             dropout=dropout,
             novelty=novelty,
         )
-        self.batch_mean = BatchMean()
+        self.training_mean = batch_mean  # training in several processes puts a joint mean here
 
     @property
     def encoding_dim(self) -> int:
@@ -112,7 +112,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         """
         windows = self.window_selector(x_input, x_target)
         outputs, terms = self.compose_windows(x_input, x_target, windows)
-        losses = agent_loss(self.batch_mean(terms))  # [P]
+        losses = agent_loss(self.training_mean(terms) if self.training else batch_mean(terms))  # [P]
         return [outputs[:, i] for i in range(self.num_pairs)], list(losses.unbind()), self._metadata(windows)
 
     def compose_windows(self, x_input: Tensor, x_target: Tensor, windows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -135,11 +135,9 @@ def agent_loss(terms: Tensor) -> Tensor:
     return 0.5 * (cos_input + cos_target) + BALANCE_WEIGHT * imbalance
 
 
-class BatchMean(nn.Module):
-    """Mean over the first dimension. A module, so that training in several processes can put a joint mean there."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(0)
+def batch_mean(x: Tensor) -> Tensor:
+    """Mean over the first dimension."""
+    return x.mean(0)
 
 
 class CompositionalCreativeAgent(nn.Module):

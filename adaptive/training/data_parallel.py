@@ -4,7 +4,7 @@ Each rank takes its equal share of every global batch and `DistributedDataParall
 gradient of the whole batch wherever a loss is a mean over samples. Two things are not, and are computed from means over
 all ranks:
 
-- the pairs' losses, which take absolute values of means over the batch (`JointMean`; always);
+- the pairs' losses, which take absolute values of means over the batch (`joint_batch_mean`; always);
 - BatchNorm, whose statistics in training are those of the whole batch (`JointBatchNorm`; with `--sync-batchnorm`).
 
 So N processes with `--sync-batchnorm` and `--dropout 0` follow the loss curve of one. Without `--sync-batchnorm` every
@@ -26,7 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..model.composer import BatchMean
+from ..model.agent import AdaptiveWindowCreativeAgent
+from ..model.composer import batch_mean
 from .distributed import size
 
 
@@ -50,10 +51,10 @@ def wrap(agent: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
 
 def join_statistics(module: nn.Module, *, sync_batchnorm: bool) -> None:
     """Replaces the module's batch means, and with `sync_batchnorm` its BatchNorms, by joint ones; keys stay."""
+    if isinstance(module, AdaptiveWindowCreativeAgent):
+        module.training_mean = joint_batch_mean
     for name, child in module.named_children():
-        if type(child) is BatchMean:
-            setattr(module, name, JointMean())
-        elif sync_batchnorm and type(child) is nn.BatchNorm1d:
+        if sync_batchnorm and type(child) is nn.BatchNorm1d:
             setattr(module, name, JointBatchNorm.of(child))
         else:
             join_statistics(child, sync_batchnorm=sync_batchnorm)
@@ -78,14 +79,9 @@ def joint_mean(x: Tensor) -> Tensor:
     return _SumOverRanks.apply(x) / size()
 
 
-class JointMean(BatchMean):
-    """The mean over the batches of all ranks, which are equally large.
-
-    In eval mode a rank is alone, and so is its mean.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return joint_mean(super().forward(x)) if self.training else super().forward(x)
+def joint_batch_mean(x: Tensor) -> Tensor:
+    """The mean over the batches of all ranks, which are equally large."""
+    return joint_mean(batch_mean(x))
 
 
 class JointBatchNorm(nn.BatchNorm1d):

@@ -224,7 +224,7 @@ def test_only_means_become_joint_without_sync_batchnorm():
     agent = AdaptiveWindowCreativeAgent(window_frames=WINDOW, **SMALL_AGENT)
     keys = agent.state_dict().keys()
     data_parallel.join_statistics(agent, sync_batchnorm=False)
-    assert type(agent.batch_mean) is data_parallel.JointMean
+    assert agent.training_mean is data_parallel.joint_batch_mean
     norms = [m for m in agent.modules() if isinstance(m, nn.BatchNorm1d)]
     assert {type(m) for m in norms} == {nn.BatchNorm1d}
     data_parallel.join_statistics(agent, sync_batchnorm=True)
