@@ -23,7 +23,7 @@ from .refine import refine_windows
 from .refine_rhythm import better_out_of_range, tempo_scan
 
 MOVES = {"input": ("x",), "target": ("y",), "both": ("x", "y")}
-WHITE = 0.2  # lag-one autocorrelation below which latents are called white in time
+WHITE = 0.5  # lag-one autocorrelation below which latents are called white in time: mel has 0.9, at 0.2 nothing is found
 
 
 @dataclass(frozen=True)
