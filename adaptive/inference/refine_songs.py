@@ -23,7 +23,7 @@ from .refine import refine_windows
 from .refine_rhythm import better_out_of_range, tempo_scan
 
 MOVES = {"input": ("x",), "target": ("y",), "both": ("x", "y")}
-WHITE = 0.5  # lag-one autocorrelation below which latents are called white in time: mel has 0.9, at 0.2 nothing is found
+WHITE = 0.5  # lag-one autocorrelation that latents white in time stay below: mel has 0.9, at 0.2 nothing is found
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def refine_songs(config: RefineConfig) -> dict[str, Any]:
     if white and config.features == "latent":
         note(
             f"latents of {codec.name} are white in time here (lag-one autocorrelation {autocorrelation:.4f}): "
-            "neighbouring frames have nothing in common, and a search on them cannot work. Try --features energy or difference"
+            "neighbouring frames have little in common, and a search on them cannot work. Try --features energy or "
+            "difference"
         )
     move = MOVES[config.move]
     if config.features == "rhythm":
