@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .audio.codec import CodecUnavailable, load_codec
-from .audio.synthesis import write_demo_set
+from .audio.synthesis import demo_piece, write_demo_set
 from .config import ComposeConfig, DemoConfig, PlotConfig, TrainConfig, UsageError
 from .inference.compose import compose_file, plot_file
 from .training.logging import note
@@ -110,7 +110,12 @@ def write_patterns(config: DemoConfig, run: Path, songs: Path) -> list[dict[str,
         compose_file(ComposeConfig(output=config.out / f"composed_{name}.wav", pick=pick, **shared))
         for pick, name in names.items()
     ]
-    plot_file(PlotConfig(output=config.out / "windows.png", **shared))
+    truth = demo_piece(TRAINING_SONGS, seed=config.seed)  # the held-out pair: its sections are known
+    plot_file(
+        PlotConfig(output=config.out / "windows.png", **shared),
+        sections_input=truth.input_sections,
+        sections_target=truth.target_sections,
+    )
     return reports
 
 

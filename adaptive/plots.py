@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 SUFFIXES = (".png", ".svg", ".pdf")  # of the pictures that save_figure writes
-STYLES = ("-", "--", "-.", ":")
+STYLES = ("-", "--", "-.", (0, (1, 1)))
+LABEL = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}
+DARKEST = 0.55  # of white to black: windows stay readable over the loudest places
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ def windows_figure(
     title: str = "",
     labels: Sequence[str] | None = None,
     truth: Sequence[PairWindows] = (),
+    sections_input: Sequence[tuple[str, float]] = (),
+    sections_target: Sequence[tuple[str, float]] = (),
 ) -> Figure:
     """Both clips' latents as images, every pair's windows over them, and the time warp between as connecting lines.
 
@@ -56,17 +60,24 @@ def windows_figure(
             time then.
         title: written above.
         labels: what to write at each pair's windows instead of number and strength; their places are added.
-        truth: planted windows, drawn dotted and unnumbered.
+        truth: planted windows, drawn as black brackets over the whole height.
+        sections_input, sections_target: (name, start in seconds) of planted sections, marked above each image.
 
     Between the images, lines join what both windows of a pair play at the same moment of the pattern, at each quarter
     of it: parallel lines mean equal compression, a shift means another start.
     """
-    figure = Figure(figsize=(10, 6.2), layout="constrained")
+    figure = Figure(figsize=(10, 6.6), layout="constrained")
     FigureCanvasAgg(figure)
-    top, middle, bottom = figure.subplots(3, 1, height_ratios=(3, 1.6, 3))
+    top, middle, bottom = figure.subplots(3, 1, height_ratios=(3, 1.5, 3))
     seconds = clip_seconds, clip_seconds if target_seconds is None else target_seconds
-    for axes, image, name, length, begin in zip(
-        (top, bottom), (image_input, image_target), ("input", "target"), seconds, begins, strict=True
+    for axes, image, name, sections, length, begin in zip(
+        (top, bottom),
+        (image_input, image_target),
+        ("input", "target"),
+        (sections_input, sections_target),
+        seconds,
+        begins,
+        strict=True,
     ):
         low, high = np.percentile(image, (2, 98))
         axes.imshow(
@@ -75,26 +86,37 @@ def windows_figure(
             origin="lower",
             cmap="Greys",
             vmin=low,
-            vmax=max(high, low + 1e-6),
+            vmax=low + max(high - low, 1e-6) / DARKEST,
             extent=(begin, begin + length, 0, 1),
         )
         axes.set_xlim(begin, begin + max(seconds))
         axes.set_yticks([])
-        axes.set_ylabel(name)
+        axes.set_ylabel(f"{name} (channels)")
+        _mark_sections(axes, sections, length)
+    top.tick_params(labelbottom=True)
     middle.set_ylim(0, 1)
     middle.axis("off")
+    figure.supxlabel(f"lines join what a pair's two windows play together, every {window_seconds / 4:g} s", fontsize=8)
     for number, pair in enumerate(pairs):
         label = None if labels is None else labels[number]
-        _draw_pair(figure, top, bottom, pair, number, len(pairs), window_seconds, label)
+        _draw_pair(figure, (top, middle, bottom), pair, number, len(pairs), window_seconds, label)
     for pair in truth:
         for axes, start, ratio in _streams(top, bottom, pair):
             length = ratio * window_seconds
-            axes.add_patch(Rectangle((start, 0.005), length, 0.99, fill=False, ls=":", lw=2, ec="black"))
-    top.tick_params(labelbottom=begins[0] != begins[1])
+            axes.add_patch(Rectangle((start, 0.005), length, 0.99, fill=False, ls=STYLES[3], lw=2.5, ec="black"))
+            axes.text(start + length - 0.15, 0.97, "truth", ha="right", va="top", fontsize=8, bbox=LABEL)
     bottom.set_xlabel("time in the song (s)" if any(begins) else "time in the clip (s)")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _mark_sections(axes: Any, sections: Sequence[tuple[str, float]], clip_seconds: float) -> None:
+    ends = [start for _, start in sections[1:]] + [clip_seconds]
+    for (name, start), end in zip(sections, ends, strict=False):
+        if start > 0:
+            axes.axvline(start, color="black", lw=1.2)
+        axes.text((start + end) / 2, 1.01, name, ha="center", va="bottom", fontsize=10, fontweight="bold")
 
 
 def _streams(top: Any, bottom: Any, pair: PairWindows) -> tuple[tuple[Any, float, float], tuple[Any, float, float]]:
@@ -103,21 +125,21 @@ def _streams(top: Any, bottom: Any, pair: PairWindows) -> tuple[tuple[Any, float
 
 def _draw_pair(
     figure: Figure,
-    top: Any,
-    bottom: Any,
+    panels: tuple[Any, Any, Any],
     pair: PairWindows,
     number: int,
     count: int,
     window_seconds: float,
     label: str | None,
 ) -> None:
+    top, middle, bottom = panels
     colour, style = COLOURS[number % len(COLOURS)], STYLES[number % len(STYLES)]
     height = 1 / count
     lane = 1 - (number + 1) * height  # a lane for every pair, so that equal windows stay visible
     for axes, start, ratio in _streams(top, bottom, pair):
         length = ratio * window_seconds
         box = (start, lane + 0.06 * height), length, 0.88 * height
-        axes.add_patch(Rectangle(*box, fill=True, fc=colour, alpha=0.18, lw=0))
+        axes.add_patch(Rectangle(*box, fill=True, fc=colour, alpha=0.15, lw=0))
         axes.add_patch(Rectangle(*box, fill=False, ec=colour, ls=style, lw=2))
         axes.text(
             start + 0.15,
@@ -127,13 +149,25 @@ def _draw_pair(
             else f"{label}: {start:.2f} s to {start + length:.2f} s, ×{ratio:.3f}",
             va="center",
             fontsize=8,
-            bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5},
+            bbox=LABEL,
         )
     for moment in np.linspace(0, window_seconds, 5):
         ends = (pair.start_input + pair.ratio_input * moment, 0), (pair.start_target + pair.ratio_target * moment, 1)
-        figure.add_artist(
-            ConnectionPatch(*ends, "data", "data", axesA=top, axesB=bottom, color=colour, ls=style, lw=0.9, alpha=0.8)
-        )
+        line = ConnectionPatch(*ends, "data", "data", axesA=top, axesB=bottom, color=colour, ls=style, lw=1.2)
+        line.set_zorder(-1)  # beneath the numbers
+        figure.add_artist(line)
+        if moment == 0:  # the first line carries the pair's number, each at a height of its own
+            along = (number + 1) / (count + 1)
+            middle.text(
+                ends[0][0] + along * (ends[1][0] - ends[0][0]),
+                1 - along,
+                str(number),
+                ha="center",
+                va="center",
+                fontsize=8,
+                bbox={"boxstyle": "circle", "fc": "white", "ec": colour, "pad": 0.25},
+                zorder=10,
+            )
 
 
 def trajectory_figure(
@@ -141,31 +175,36 @@ def trajectory_figure(
     series: Mapping[str, NDArray[np.floating[Any]]],
     *,
     title: str = "",
+    line_steps: Sequence[float] = (),
+    lines: Mapping[str, NDArray[np.floating[Any]]] | None = None,
 ) -> Figure:
-    """How the windows moved in training: one panel a quantity, one line a pair.
+    """How the windows moved in training: one panel a quantity, one line style and mark a pair.
 
     Args:
         steps: the optimizer steps of the evaluations, `[E]`.
-        series: axis label -> `[E, P]`.
+        series: axis label -> `[E, P]`, drawn as marks.
+        title: written above.
+        line_steps, lines: `[L]` and axis label -> `[L, P]`, what the batches in between had, drawn as lines; without
+            them the marks are joined.
     """
     figure = Figure(figsize=(10, 1.6 + 1.5 * len(series)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = np.atleast_1d(figure.subplots(len(series), 1, sharex=True))
+    pairs = 0
     for axes, (label, values) in zip(panels, series.items(), strict=True):
-        for pair in range(values.shape[1]):
-            axes.plot(
-                steps,
-                values[:, pair],
-                color=COLOURS[pair % len(COLOURS)],
-                ls=STYLES[pair % len(STYLES)],
-                marker="osD^v"[pair % 5],
-                ms=4,
-                label=f"pair {pair}",
-            )
+        pairs = values.shape[1]
+        for pair in range(pairs):
+            look: dict[str, Any] = {"color": COLOURS[pair % len(COLOURS)], "ls": STYLES[pair % len(STYLES)]}
+            marks: dict[str, Any] = {"marker": "osD^v"[pair % 5], "ms": 6, "mec": "white", "label": f"pair {pair}"}
+            if lines and len(line_steps):
+                axes.plot(line_steps, lines[label][:, pair], lw=1.2, **look)
+                look["ls"] = "none"
+            axes.plot(steps, values[:, pair], zorder=3, **look, **marks)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    panels[0].legend(ncols=6, fontsize=8, loc="best")
-    panels[-1].set_xlabel("optimizer step")
+    panels[-1].set_xlabel("optimizer step" + (" (lines: training batches, marks: held-out clips)" if lines else ""))
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, ncols=min(6, max(1, pairs)), fontsize=8, loc="outside upper right")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

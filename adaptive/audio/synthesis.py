@@ -103,6 +103,11 @@ def synthesize_drums(seed: int, bpm: float, *, seconds: float = 24.0, sample_rat
     return PEAK * np.tanh(loop + np.float32(HISS) * rng.standard_normal(len(loop), np.float32))
 
 
+def demo_piece(number: int, *, seed: int = 0, seconds: float = 24.0, sample_rate: int = 32000) -> Piece:
+    """Pair `number` of the set that `write_demo_set` writes with this seed; the validation pairs come last."""
+    return synthesize_pair(seed * 10_000 + number, seconds=seconds, sample_rate=sample_rate)
+
+
 def write_demo_set(
     folder: str | Path,
     *,
@@ -120,7 +125,7 @@ def write_demo_set(
         raise ValueError(f"pairs must be at least 1 and val at least 0, got {pairs} and {val}")
     written = []
     for number in range(pairs + val):
-        piece = synthesize_pair(seed * 10_000 + number, seconds=seconds, sample_rate=sample_rate)
+        piece = demo_piece(number, seed=seed, seconds=seconds, sample_rate=sample_rate)
         place = Path(folder, "train" if number < pairs else "val")
         place.mkdir(parents=True, exist_ok=True)
         for half, audio in (("input", piece.input), ("target", piece.target)):

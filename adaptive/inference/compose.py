@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,13 @@ def compose_file(config: ComposeConfig) -> dict[str, Any]:
     return report
 
 
-def plot_file(config: PlotConfig) -> None:
-    """Writes the picture of a checkpoint's windows over two songs."""
+def plot_file(
+    config: PlotConfig,
+    *,
+    sections_input: Sequence[tuple[str, float]] = (),
+    sections_target: Sequence[tuple[str, float]] = (),
+) -> None:
+    """Writes the picture of a checkpoint's windows over two songs, with their sections where these are known."""
     if config.output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
     check_folder(config.output)
@@ -153,5 +159,7 @@ def plot_file(config: PlotConfig) -> None:
         clip_seconds=session.clip_seconds,
         window_seconds=session.window_seconds,
         title=f"{config.input.name} and {config.target.name}",
+        sections_input=sections_input,
+        sections_target=sections_target,
     )
     save_figure(figure, config.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from ..audio.cache import LatentCache
 from ..audio.codec import Codec, load_codec
@@ -153,18 +155,38 @@ def check_config(config: TrainConfig) -> None:
 
 def finish(trainer: Trainer, final: Evaluation) -> dict[str, Any]:
     """The run's picture and summary."""
-    draw_trajectory(trainer.evaluations, trainer.config.out / "trajectory.png")
-    return write_summary(trainer, final, trainer.config.out / "summary.json")
+    out = trainer.config.out
+    draw_trajectory(trainer.evaluations, out / "metrics.jsonl", out / "trajectory.png")
+    return write_summary(trainer, final, out / "summary.json")
 
 
-def draw_trajectory(evaluations: list[Evaluation], path: Path) -> None:
-    """Starts, ratios and strengths over the evaluations of the run."""
-    labels = {
-        "start in (s)": "start_input",
-        "start out (s)": "start_target",
-        "ratio in": "ratio_input",
-        "ratio out": "ratio_target",
-        "strength": "strength",
-    }
-    series = {label: np.stack([e.windows.mean(name) for e in evaluations]) for label, name in labels.items()}
-    save_figure(trajectory_figure([e.step for e in evaluations], series, title="windows in training"), path)
+TRAJECTORY = {  # axis label -> the evaluation's name, the step's name
+    "start in (s)": ("start_input", "start_input_mean"),
+    "start out (s)": ("start_target", "start_target_mean"),
+    "ratio in": ("ratio_input", "ratio_input_mean"),
+    "ratio out": ("ratio_target", "ratio_target_mean"),
+    "strength": ("strength", "tonality_strength_mean"),
+}
+
+
+def draw_trajectory(evaluations: list[Evaluation], metrics: Path, path: Path) -> None:
+    """Starts, ratios and strengths: the logged training steps as lines, the held-out evaluations as marks on top."""
+    held_out = {label: np.stack([e.windows.mean(name) for e in evaluations]) for label, (name, _) in TRAJECTORY.items()}
+    steps, batches = training_windows(metrics, evaluations[0].windows.frame_rate)
+    figure = trajectory_figure(
+        [e.step for e in evaluations], held_out, title="windows in training", line_steps=steps, lines=batches
+    )
+    save_figure(figure, path)
+
+
+def training_windows(metrics: Path, frame_rate: float) -> tuple[list[int], dict[str, NDArray[np.float64]]]:
+    """The logged steps of a run, and every pair's mean windows in their batches, `[steps, P]` by axis label."""
+    logged = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    logged = [entry for entry in logged if "train/pair0/start_input_mean" in entry]
+    pairs = sum(key.endswith("/start_input_mean") for key in logged[0]) if logged else 0
+    series = {}
+    for label, (_, name) in TRAJECTORY.items():
+        scale = frame_rate if name.startswith("start") else 1.0
+        rows = [[entry[f"train/pair{pair}/{name}"] / scale for pair in range(pairs)] for entry in logged]
+        series[label] = np.array(rows).reshape(len(logged), pairs)
+    return [entry["step"] for entry in logged], series

@@ -47,7 +47,10 @@ class StepRecord:
     done: torch.cuda.Event | None = None
 
     def figures(self) -> dict[str, float]:
-        """`loss`, `gradient_norm` and the loss's parts; waits for the device to be through with this step."""
+        """`loss`, `gradient_norm`, the loss's parts, and `pairK/...`, every pair's mean windows (starts in frames).
+
+        Waits for the device to be through with this step.
+        """
         if self.done is not None:
             self.done.synchronize()
         return dict(zip(self.names, self.on_host.tolist(), strict=True))
@@ -92,7 +95,8 @@ class Stepper:
         loss, parts = self.objective(outputs, losses, metadata["windows"], x, y, step=taken)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self.config.clip_gradient)
-        figures = {"loss": loss, "gradient_norm": norm, **parts}
+        windows = {f"pair{k}/{name}": mean for k, pair in enumerate(metadata["pairs"]) for name, mean in pair.items()}
+        figures = {"loss": loss, "gradient_norm": norm, **parts, **windows}
         figures["refused"] = ~(loss.isfinite() & norm.isfinite())
         on_device = distributed.mean(torch.stack([value.detach().double() for value in figures.values()]))
         bad = (on_device[-1] > 0).float()  # on any rank: a step is taken by all or by none

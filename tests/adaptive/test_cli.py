@@ -16,6 +16,7 @@ import yaml
 from adaptive_window import cli, config
 from adaptive_window.audio.synthesis import write_demo_set
 from adaptive_window.training.checkpoint import load_checkpoint
+from adaptive_window.training.run import training_windows
 
 SHORT = ["--clip-seconds", "3", "--window-seconds", "2", "--clips-per-song", "1", "--no-tensorboard"]
 PACKAGE = Path(cli.__file__).parent
@@ -54,7 +55,7 @@ def pair(songs):
     return songs / "val" / "song_02_input.wav", songs / "val" / "song_02_target.wav"
 
 
-@pytest.mark.parametrize("command", ["demo", "encode", "train", "compose", "refine", "plot"])
+@pytest.mark.parametrize("command", ["demo", "encode", "train", "compose", "refine", "plot", "ablate"])
 def test_help_of_every_command(command, capsys):
     assert run(command, "--help") == 0
     text = capsys.readouterr().out
@@ -89,6 +90,10 @@ def test_a_run_folder_holds_what_is_promised(trained):
     } <= {entry.name for entry in trained.iterdir()}
     assert len(list((trained / "examples").glob("*.wav"))) == 1
     assert len(list((trained / "examples").glob("*.png"))) == 1
+    steps, series = training_windows(trained / "metrics.jsonl", 50.0)
+    assert steps == [2]  # what the trajectory's lines are drawn from: log entries of training steps
+    assert 0 <= series["start in (s)"][0, 0] < series["start in (s)"][0, 2] <= 1.0
+    assert series["strength"].shape == (1, 3)
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["steps"] == 2
     assert summary["codec"] == "mel"

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from adaptive_window.plots import PairWindows, figure_image, save_figure, trajectory_figure, windows_figure
+from adaptive_window.plots import (
+    PairWindows,
+    ablation_figure,
+    figure_image,
+    save_figure,
+    trajectory_figure,
+    windows_figure,
+)
 
 PAIRS = [PairWindows(0.0, 0.5, 1.0, 1.25, 0.5), PairWindows(4.0, 1.0, 1.2, 1.0, 0.1)]
 
@@ -35,6 +42,21 @@ def test_warp_lines_join_equal_moments_of_the_pattern():
 def test_planted_truth_is_overlaid():
     plain, planted = draw().axes[0].patches, draw(truth=[PairWindows(2, 2, 1.5, 1.5, 0)]).axes[0].patches
     assert len(planted) == len(plain) + 1
+
+
+def test_planted_sections_are_named_where_they_lie():
+    top, _, bottom = draw(sections_input=[("A", 0.0), ("B", 10.0)], sections_target=[("B", 0.0), ("A", 14.0)]).axes
+    assert [(t.get_text(), t.get_position()[0]) for t in top.texts[:2]] == [("A", 5.0), ("B", 17.0)]
+    assert [(t.get_text(), t.get_position()[0]) for t in bottom.texts[:2]] == [("B", 7.0), ("A", 19.0)]
+    assert [line.get_xdata()[0] for line in bottom.lines] == [14.0]
+
+
+def test_numbers_stand_on_the_first_line_of_each_pair():
+    middle = draw().axes[1]
+    assert [t.get_text() for t in middle.texts] == ["0", "1"]
+    for text, pair in zip(middle.texts, PAIRS, strict=True):
+        x, y = text.get_position()
+        assert x == pytest.approx(pair.start_target + y * (pair.start_input - pair.start_target))
 
 
 def test_axes_are_in_seconds_and_labelled():
@@ -75,3 +97,23 @@ def test_trajectory_has_a_line_for_every_pair():
         assert len(axes.lines) == 2
         assert axes.lines[1].get_ydata().tolist() == [1.0, 3.0, 5.0]
     assert figure.axes[1].get_xlabel() == "optimizer step"
+
+
+def test_trajectory_draws_batches_as_lines_and_evaluations_as_marks():
+    marks, batches = np.arange(4.0).reshape(2, 2), np.arange(8.0).reshape(4, 2)
+    figure = trajectory_figure([2, 4], {"ratio": marks}, line_steps=[1, 2, 3, 4], lines={"ratio": batches})
+    found = [(line.get_linestyle(), line.get_marker(), line.get_ydata().tolist()) for line in figure.axes[0].lines]
+    assert found == [
+        ("-", "None", [0, 2, 4, 6]),
+        ("None", "o", [0, 2]),
+        ("--", "None", [1, 3, 5, 7]),
+        ("None", "s", [1, 3]),
+    ]
+
+
+def test_ablation_shows_every_run_and_the_mean():
+    axes = ablation_figure({"single": [0.1, 0.3], "+ more": [0.4, 0.4]}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["single", "+ more"]
+    rings = [line.get_xdata().tolist() for line in axes.lines[::2]]
+    assert rings == [[0.1, 0.3], [0.4, 0.4]]
+    assert [text.get_text() for text in axes.texts] == ["0.200", "0.400"]

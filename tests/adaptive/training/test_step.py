@@ -88,12 +88,18 @@ def test_a_healthy_step_changes_weights_statistics_and_moments(trainer):
 
 
 def test_a_step_refused_elsewhere_is_refused_here(trainer, monkeypatch):
-    """With several processes the flag is the greatest of theirs: one rank's nonsense is nobody's step."""
+    """With several processes the figures are the mean of theirs: one rank's nonsense is nobody's step."""
     trainer.take_step(batch_of(trainer), 0)
     before = whole_state(trainer)
-    monkeypatch.setattr(step_module, "agreed", torch.ones_like)
+
+    def with_another_rank(ours):  # whose loss, the first figure, is NaN, and who refuses, the last
+        other = ours.new_zeros(len(ours))
+        other[0], other[-1] = math.nan, 1.0
+        return (ours + other) / 2
+
+    monkeypatch.setattr(step_module.distributed, "mean", with_another_rank)
     record = trainer.take_step(batch_of(trainer), 1)
-    assert problem_of(record.figures()) == "another rank's loss"
+    assert problem_of(record.figures()) == "loss"
     assert changed(before, whole_state(trainer)) == []
 
 
