@@ -10,6 +10,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .config import (
@@ -23,6 +24,7 @@ from .config import (
     UsageError,
     add_flags,
     cache_folder,
+    plain,
 )
 from .parser import CommandParser, ConfigFile
 
@@ -126,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     parsed = build_parser().parse_args(arguments)
     config, run, _ = COMMANDS[parsed.command]
-    values = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}
+    given = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}
+    values = {key: value if isinstance(value, Path) else plain(value) for key, value in given.items()}
     try:
         run(config(**values))
     except KeyboardInterrupt:

@@ -83,6 +83,7 @@ class TrainConfig(CodecOptions, DataOptions):
     force: bool = flag(False, "resume also with another batch size, world size, seed or data set")
     device: Device = flag("auto", "where to train; auto takes CUDA where there is one")
     workers: WorkerCount = flag(0, "data loader processes")
+    worker_start: Literal["fork", "spawn"] = flag("fork", "how they start: quickly, or as fresh interpreters")
 
     num_pairs: PairCount = flag(3, "pairs of windows")
     selector: Literal["mlp", "correlation"] = flag(
@@ -251,7 +252,11 @@ class AblateConfig(CodecOptions):
 
 def add_flags(parser: ArgumentParser, config: type) -> None:
     """Every field of the dataclass as an argument of `parser`; a boolean is a bare flag (`--no-...` where it is on)."""
-    hints = typing.get_type_hints(config)
+    hints = {
+        # jsonargparse reads a `Path` as YAML first, which refuses names that are no UTF-8
+        name: path if hint in (Path, Path | None) else hint
+        for name, hint in typing.get_type_hints(config).items()
+    }
     for field in dataclasses.fields(config):
         text = field.metadata["help"]
         if field.metadata.get("positional"):
@@ -271,6 +276,12 @@ def add_flags(parser: ArgumentParser, config: type) -> None:
             parser.add_argument(*names, dest=field.name, type=hints[field.name], default=field.default, help=text)
 
 
+def path(value: str | Path) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"must be a file's or folder's name, got {value!r}")
+    return Path(value)
+
+
 def cache_folder(chosen: Path | None) -> Path:
     """Where latents are cached: the folder chosen, else `adaptive-window` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if chosen is not None:
@@ -278,15 +289,13 @@ def cache_folder(chosen: Path | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-window"
 
 
+def plain(value: Any) -> Any:
+    """A flag's value as JSON, YAML and pickle can hold it: jsonargparse's restricted numbers are classes of its own."""
+    if isinstance(value, Path):
+        return str(value)
+    return next((kind(value) for kind in (int, float) if isinstance(value, kind) and type(value) is not bool), value)
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """The dataclass as JSON and YAML can hold it."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        # jsonargparse's restricted numbers are subclasses, which YAML does not know
-        return next(
-            (kind(value) for kind in (int, float) if isinstance(value, kind) and type(value) is not bool), value
-        )
-
     return {key: plain(value) for key, value in dataclasses.asdict(config).items()}

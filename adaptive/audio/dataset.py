@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .cache import LatentCache
+from .codec import Codec
 from .files import AUDIO_SUFFIXES, AudioError, find_audio
 
 log = logging.getLogger(__name__)
@@ -49,13 +50,19 @@ class Example:
 
 
 def find_examples(
-    data: str | Path, *, shuffle_targets: bool = False, unity_test: bool = False, seed: int = 0
+    data: str | Path,
+    *,
+    shuffle_targets: bool = False,
+    unity_test: bool = False,
+    seed: int = 0,
+    skip: Collection[Path] = (),
 ) -> tuple[list[Example], list[Example]]:
     """The (training, validation) examples of a data folder; the layouts are in the module's docstring.
 
     Two sanity modes: `unity_test` makes every target the input clip itself; `shuffle_targets` permutes the targets
-    among the pairs of each split, so that nothing but chance connects them (as it is with plain songs anyway). Raises
-    `DataError` for a folder that is missing or has no audio, and for names that are ambiguous.
+    among the pairs of each split, so that nothing but chance connects them (as it is with plain songs anyway). Files in
+    `skip` (see `find_bad`) count as not there. Raises `DataError` for a folder that is missing or has no audio, and for
+    names that are ambiguous.
     """
     data = Path(data)
     if unity_test and shuffle_targets:
@@ -64,9 +71,9 @@ def find_examples(
         raise DataError(f"{str(data)!r}: {'not a folder' if data.exists() else 'no such folder'}")
     folders = {name: data / name for name in ("train", "val") if (data / name).is_dir()}
     if len(folders) == 2:
-        train, val = _examples(folders["train"], seed), _examples(folders["val"], seed)
+        train, val = (_examples(folders[name], seed, skip) for name in ("train", "val"))
     else:
-        train, val = _split(next(iter(folders.values()), data), seed)
+        train, val = _split(next(iter(folders.values()), data), seed, skip)
     if unity_test:
         train, val = ([replace(e, target=e.input, aligned=True) for e in split] for split in (train, val))
     if shuffle_targets:
@@ -74,7 +81,7 @@ def find_examples(
     return train, val
 
 
-def _find(folder: Path) -> tuple[list[Example], list[Path]]:
+def _find(folder: Path, skip: Collection[Path]) -> tuple[list[Example], list[Path]]:
     """(pairs, songs) below a folder, as they are named."""
     try:
         files = find_audio(folder)
@@ -82,6 +89,7 @@ def _find(folder: Path) -> tuple[list[Example], list[Path]]:
         raise DataError(str(error)) from error
     if not files:
         raise DataError(f"{str(folder)!r}: no audio found (searched for {' '.join(AUDIO_SUFFIXES)})")
+    files = [path for path in files if path not in skip]
     inputs: dict[str, Path] = {}
     targets: dict[str, Path] = {}
     songs: list[Path] = []
@@ -105,19 +113,21 @@ def _find(folder: Path) -> tuple[list[Example], list[Path]]:
         log.warning(
             "%r: %d halves of pairs without the other half are left out: %s", str(folder), len(lone), _list(lone)
         )
+    if not (pairs or songs or lone):
+        raise DataError(f"{str(folder)!r}: none of its {len(skip)} audio files can be used")
     if not pairs and not songs:
         raise DataError(f"{str(folder)!r}: only halves of pairs without the other half: {_list(lone)}")
     return pairs, songs
 
 
-def _examples(folder: Path, seed: int) -> list[Example]:
-    pairs, songs = _find(folder)
+def _examples(folder: Path, seed: int, skip: Collection[Path]) -> list[Example]:
+    pairs, songs = _find(folder, skip)
     return pairs or _pair_songs(songs, folder, seed)
 
 
-def _split(folder: Path, seed: int) -> tuple[list[Example], list[Example]]:
+def _split(folder: Path, seed: int, skip: Collection[Path]) -> tuple[list[Example], list[Example]]:
     """Split what one folder holds by song."""
-    pairs, songs = _find(folder)
+    pairs, songs = _find(folder, skip)
     items: list[Example] | list[Path] = pairs or songs
     order = list(range(len(items)))
     random.Random(seed).shuffle(order)
@@ -165,14 +175,50 @@ def _list(paths: Sequence[Path], most: int = 10) -> str:
     return shown + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
+def files_of(*examples: Example) -> list[Path]:
+    """The files of these examples, each once, sorted."""
+    return sorted({path for example in examples for path in (example.input, example.target)})
+
+
+def find_bad(
+    files: Sequence[Path], cache: LatentCache, clip_frames: int, *, max_bad: float = 0.05, progress: bool = False
+) -> dict[Path, str]:
+    """The files that are unreadable, silent or shorter than a clip, each with its reason; encodes the others.
+
+    They are named and counted in a warning. More of them than the share `max_bad` of all raise `DataError`, with the
+    list.
+    """
+    if not 0 <= max_bad <= 1:
+        raise ValueError(f"max_bad must be a share from 0 to 1, got {max_bad}")
+    if cache.codec is None:
+        raise ValueError("cache must have its codec: encode in the main process")
+    lengths, unreadable = cache.encode_all(files, progress)
+    bad = dict(unreadable)
+    for path, length in lengths.items():
+        if (reason := _too_short(length, clip_frames, cache.codec)) is not None:
+            bad[path] = reason
+    if bad:
+        reasons = "".join(f"\n  {str(path)!r}: {reason}" for path, reason in sorted(bad.items()))
+        what = f"{len(bad)} of {len(files)} audio files cannot be used:{reasons}"
+        if len(bad) > max_bad * len(files):
+            raise DataError(f"{what}\nThat is more than {max_bad:.0%}: mend or remove them, or raise --max-bad")
+        log.warning("%s", what)
+    return bad
+
+
+def _too_short(frames: int, clip_frames: int, codec: Codec) -> str | None:
+    if frames >= clip_frames:
+        return None
+    return f"lasts {codec.seconds(frames):.2f} s, shorter than a clip of {codec.seconds(clip_frames):.2f} s"
+
+
 class ClipDataset(Dataset[dict[str, "torch.Tensor | str"]]):
     """Clips of `clip_frames` frames at random places of each example, `clips_per_example` per epoch.
 
     Item i is a dict: `input`, `target` float32 [dim, clip_frames], `input_file`, `target_file` str. The place follows
     from (seed, epoch, i) alone; with `random_crops` false the epoch does not count. All files are encoded here, on
-    construction, so that loading never touches audio again. A file that is unreadable, silent or shorter than a clip is
-    listed in `skipped` with its reason, and every example with it is left out; more than the share `max_bad` of such
-    files, or no example left, raises `DataError`.
+    construction, so that loading never touches audio again. A file that is unreadable, silent or shorter than a clip
+    raises `AudioError`: leave those out before, by `find_bad`.
     """
 
     def __init__(
@@ -184,15 +230,11 @@ class ClipDataset(Dataset[dict[str, "torch.Tensor | str"]]):
         clips_per_example: int = 1,
         seed: int = 0,
         random_crops: bool = True,
-        max_bad: float = 0.05,
-        progress: bool = False,
     ) -> None:
         if clip_frames < 1 or clips_per_example < 1:
             raise ValueError(
                 f"clip_frames and clips_per_example must be at least 1, got {clip_frames} and {clips_per_example}"
             )
-        if not 0 <= max_bad <= 1:
-            raise ValueError(f"max_bad must be a share from 0 to 1, got {max_bad}")
         if cache.codec is None:
             raise ValueError("cache must have its codec: build the data set in the main process")
         self.cache = cache
@@ -204,27 +246,14 @@ class ClipDataset(Dataset[dict[str, "torch.Tensor | str"]]):
         # In shared memory, so that loader workers that live on see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-        files = sorted({path for example in examples for path in (example.input, example.target)})
-        frames, self.skipped = cache.encode_all(files, progress)
-        for path in [path for path in files if frames.get(path, clip_frames) < clip_frames]:
-            seconds = cache.codec.seconds(frames.pop(path))
-            need = cache.codec.seconds(clip_frames)
-            self.skipped.append((path, f"lasts {seconds:.2f} s, shorter than a clip of {need:.2f} s"))
-        self.examples = [e for e in examples if e.input in frames and e.target in frames]
-        self._frames = frames
-        self._keys = {path: cache.key(path) for path in frames}
-        self._judge(len(files), max_bad)
-
-    def _judge(self, files: int, max_bad: float) -> None:
-        """Name the bad files; raise where they are too many."""
-        if self.skipped:
-            reasons = "".join(f"\n  {str(path)!r}: {reason}" for path, reason in self.skipped)
-            what = f"{len(self.skipped)} of {files} audio files cannot be used:{reasons}"
-            if len(self.skipped) > max_bad * files:
-                raise DataError(f"{what}\nThat is more than {max_bad:.0%}: mend or remove them, or raise max_bad")
-            log.warning("%s", what)
-        if not self.examples:
-            raise DataError(f"no usable example (audio files searched for: {' '.join(AUDIO_SUFFIXES)})")
+        if not examples:
+            raise ValueError("examples must be at least one, got none")
+        self.examples = list(examples)
+        self._frames = {path: cache.frames(path) for path in files_of(*examples)}
+        for path, length in self._frames.items():
+            if (reason := _too_short(length, clip_frames, cache.codec)) is not None:
+                raise AudioError(path, reason)
+        self._keys = {path: cache.key(path) for path in self._frames}
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the places of this epoch's crops."""

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..config import TrainConfig, UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
+from ..progress import Meter
 from . import checkpoint as files
 from . import data_parallel, distributed
 from .evaluation import Evaluation, evaluate, write_examples
+from .loader import BatchLoader
 from .logging import RunLog, note
 from .objective import Objective
 from .order import batches_of
@@ -88,6 +88,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.agent.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.loader = BatchLoader(train, config.workers, config.worker_start, pin_memory=self.device.type == "cuda")
         self.objective = distributed.main_first(lambda: Objective(codec, config))  # it refuses what does not fit
         self.progress = Progress()
         self.step_seconds: deque[float] = deque(maxlen=1000)
@@ -115,8 +116,8 @@ class Trainer:
             KeyboardInterrupt, Terminated: SIGINT or SIGTERM came; the state is saved.
         """
         config, progress = self.config, self.progress
-        hidden = None if distributed.is_main() else True  # None: hidden where the output is no terminal
-        bar = tqdm(total=config.max_steps, initial=progress.step, desc="training", unit="step", disable=hidden)
+        hidden = not distributed.is_main()
+        bar = Meter(config.max_steps, what="training", unit="step", done=progress.step, hidden=hidden)
         try:
             with self.stop, self.stop.deferred():
                 if not self._on_disk:  # a disk that is full shows itself now, and a run killed early can be resumed
@@ -167,21 +168,13 @@ class Trainer:
 
     def _load(self, batches: list[list[int]]) -> Iterator[dict[str, Any]]:
         """This process's share of each batch."""
-        # a generator of its own: the loader draws a seed for its workers, which must not disturb dropout's sequence
-        generator = torch.Generator().manual_seed(distributed.rank_seed(self.config.seed) + self.progress.epoch)
         shares = [distributed.share(batch) for batch in batches]
-        yield from DataLoader(
-            self.train_set,
-            batch_sampler=shares,
-            num_workers=self.config.workers,
-            generator=generator,
-            pin_memory=self.device.type == "cuda",  # from other memory a copy to the device waits for it
-        )
+        return self.loader.batches(shares, distributed.rank_seed(self.config.seed) + self.progress.epoch)
 
-    def _train(self, log: RunLog, bar: Any) -> None:
+    def _train(self, log: RunLog, bar: Meter) -> None:
         """To the end of the epoch or of the run."""
         progress = self.progress
-        batches = iter(self._load(self._order_of_epoch()[progress.batch :]))
+        batches = self._load(self._order_of_epoch()[progress.batch :])
         while progress.step < self.config.max_steps:
             with random_kept_on_stop(self.device), self._leavable():
                 batch = next(batches, None)
@@ -218,7 +211,7 @@ class Trainer:
         late = minutes > 0 and time.perf_counter() - self._saved > 60 * minutes
         return late or (every > 0 and self.progress.step % every == 0)
 
-    def _read(self, log: RunLog, bar: Any, *, leave: int) -> None:
+    def _read(self, log: RunLog, bar: Meter, *, leave: int) -> None:
         """Reads the figures of all steps but the last `leave`, which the device may still be busy with."""
         while len(self._unread) > leave:
             record = self._unread.popleft()
@@ -251,22 +244,16 @@ class Trainer:
         count = self.progress.refused_in_a_row
         raise TrainingError(f"{count} steps in a row with a non-finite loss or gradient; last batch: {names}")
 
-    def _after_step(self, record: StepRecord, log: RunLog, bar: Any) -> None:
+    def _after_step(self, record: StepRecord, log: RunLog, bar: Meter) -> None:
         step = record.step
-        shown = {key: f"{self.last_parts[key]:.3f}" for key in ("loss", "spectral", "novelty")}
-        bar.update(step - bar.n)
-        bar.set_postfix(shown, refresh=False)
+        shown = (f"{key} {self.last_parts[key]:.3f}" for key in ("loss", "spectral", "novelty"))
+        bar.advance("  ".join(shown), to=step)
         if step % self.config.log_every == 0 or step == self.config.max_steps:
             scalars = {f"train/{key}": value for key, value in self.last_parts.items()}
             scalars["train/learning_rate"] = record.learning_rate
             scalars["train/step_seconds"] = self.step_seconds[-1]
             scalars["train/refused"] = self.progress.refused
             log.scalars(step, scalars)
-            if bar.disable:  # no terminal: plain lines instead of a bar
-                left = (self.config.max_steps - step) * self.step_seconds[-1]
-                rest = "  ".join(f"{key} {value}" for key, value in shown.items())
-                pace = f"{self.step_seconds[-1]:.2f} s/step  {left:.0f} s left"
-                note(f"step {step}/{self.config.max_steps}  {rest}  {pace}")
 
     def _evaluate(self) -> Evaluation:
         config = self.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from ..audio.cache import LatentCache
 from ..audio.codec import Codec, load_codec
-from ..audio.dataset import ClipDataset, find_examples
+from ..audio.dataset import ClipDataset, Example, files_of, find_bad, find_examples
 from ..config import TrainConfig, UsageError, cache_folder, to_plain
+from ..lock import FolderLock
 from ..plots import save_figure, trajectory_figure
 from . import distributed
 from .checkpoint import LAST, PREVIOUS
@@ -40,11 +42,11 @@ def holds_run(out: Path) -> bool:
     return any((out / name).exists() for name in (LAST, PREVIOUS))
 
 
-def prepare_folder(out: Path, *, resume: bool) -> None:
-    """Makes the run's folder, and finds out now, not at the first checkpoint, that it cannot be written.
+def prepare_folder(out: Path, lock: FolderLock | None = None, *, resume: bool) -> None:
+    """Makes the run's folder, takes its lock where one is given, and finds out now, not at the first checkpoint, that it cannot be written.
 
     Raises:
-        UsageError: not a folder, not writable, holds a run already, or holds none to resume.
+        UsageError: not a folder, not writable, in use, holds a run already, or holds none to resume.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
@@ -54,7 +56,9 @@ def prepare_folder(out: Path, *, resume: bool) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"--out {out} cannot be written: {error}") from error
+        raise UsageError(f"--out {out} cannot be written ({error}); name a folder that can") from error
+    if lock is not None:
+        lock.take()
     if resume and not holds_run(out):
         raise UsageError(f"--resume: {out} holds no {LAST} to go on from")
     if holds_run(out) and not resume:
@@ -79,10 +83,21 @@ def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
 
 
 def _run(config: TrainConfig, device: torch.device, stop: StopSignals, agent_options: dict[str, Any]) -> RunResult:
+    lock = FolderLock(config.out)
+    try:
+        return _run_locked(config, device, stop, agent_options, lock)
+    finally:
+        lock.release()
+
+
+def _run_locked(
+    config: TrainConfig, device: torch.device, stop: StopSignals, agent_options: dict[str, Any], lock: FolderLock
+) -> RunResult:
+    distributed.on_main(lambda: check_config(config))
     name = str(config.out.resolve())
     if distributed.begun_before(name):
         config = replace(config, resume=distributed.on_main(lambda: holds_run(config.out)))
-    distributed.on_main(lambda: prepare_folder(config.out, resume=config.resume))
+    distributed.on_main(lambda: prepare_folder(config.out, lock, resume=config.resume))
     distributed.mark_begun(name)
     codec, train_set, held_out_set = prepare_data(config, device)
     note(
@@ -116,41 +131,53 @@ def prepare_data(
 
     What is wrong is found by rank 0 first, which then says it alone.
     """
-    distributed.on_main(lambda: check_config(config))
     codec = distributed.main_first(
         lambda: load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
     )
-    train, held_out = distributed.main_first(
-        lambda: find_examples(
-            config.data, shuffle_targets=config.shuffle_targets, unity_test=config.unity_test, seed=config.seed
-        )
-    )
-    cache = LatentCache(cache_folder(config.cache), codec)
+    distributed.on_main(lambda: check_frames(config, codec))
+
+    def find(skip: Collection[Path] = ()) -> tuple[list[Example], list[Example]]:
+        modes = {"shuffle_targets": config.shuffle_targets, "unity_test": config.unity_test}
+        return find_examples(config.data, seed=config.seed, skip=skip, **modes)
+
+    train, held_out = distributed.main_first(find)
+    cache, frames = LatentCache(cache_folder(config.cache), codec), codec.frames(config.clip_seconds)
+    files = files_of(*train, *held_out)
     if distributed.size() > 1:
-        files = sorted({path for example in (*train, *held_out) for path in (example.input, example.target)})
         cache.encode_all(distributed.share_of_node(files), progress=distributed.is_main())
         distributed.wait_for_all()
-    shared: dict[str, Any] = {
-        "clip_frames": codec.frames(config.clip_seconds),
-        "seed": config.seed,
-        "max_bad": config.max_bad,
-        "progress": distributed.is_main(),
-    }
-    train_set = distributed.main_first(
-        lambda: ClipDataset(train, cache, clips_per_example=config.clips_per_song, **shared)
+    bad = distributed.main_first(
+        lambda: find_bad(files, cache, frames, max_bad=config.max_bad, progress=distributed.is_main())
     )
-    held_out_set = distributed.main_first(
-        lambda: ClipDataset(held_out, cache, clips_per_example=held_out_clips, random_crops=False, **shared)
+    if bad:  # before the split: held-out songs that cannot be used would be missed
+        train, held_out = distributed.main_first(lambda: find(bad))
+    per_song, seed = config.clips_per_song, config.seed
+    train_set = ClipDataset(train, cache, clip_frames=frames, clips_per_example=per_song, seed=seed)
+    held_out_set = ClipDataset(
+        held_out, cache, clip_frames=frames, clips_per_example=held_out_clips, seed=seed, random_crops=False
     )
     return codec, train_set, held_out_set
 
 
 def check_config(config: TrainConfig) -> None:
+    """Raises `UsageError` where options do not go together."""
     distributed.check_batch_size(config.batch_size)
-    if config.clip_seconds < config.window_seconds:
+    clip, window = config.clip_seconds, config.window_seconds
+    if clip < window:
+        raise UsageError(f"--clip-seconds {clip:g} is shorter than --window-seconds {window:g}")
+    longest = config.max_ratio * window
+    if longest > clip * (1 + 1e-9):
         raise UsageError(
-            f"--clip-seconds {config.clip_seconds:g} is shorter than --window-seconds {config.window_seconds:g}"
+            f"--max-ratio {config.max_ratio:g} makes windows of up to {longest:g} s, longer than --clip-seconds "
+            f"{clip:g}: clips of {longest:g} s, or a --max-ratio of at most {clip / window:g}"
         )
+
+
+def check_frames(config: TrainConfig, codec: Codec) -> None:
+    """Raises `UsageError` where a length is none in the codec's frames."""
+    for name, seconds in (("--clip-seconds", config.clip_seconds), ("--window-seconds", config.window_seconds)):
+        if codec.frames(seconds) < 1:
+            raise UsageError(f"{name} {seconds:g} is less than one frame of the {codec.name} codec")
 
 
 def finish(trainer: Trainer, final: Evaluation) -> dict[str, Any]:

@@ -78,10 +78,11 @@ def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
             f"{path} has checkpoint format {info['format']}, which lacks the data set's fingerprint and part of the "
             "random state: compose and plot read it, but a run cannot go on from it; train anew in another --out"
         )
-    for key, ours in (("agent", trainer.agent_arguments), ("codec", trainer.codec.fingerprint)):
-        theirs = info["agent"] if key == "agent" else info["codec"]["fingerprint"]
-        if theirs != ours:
-            raise CheckpointError(f"cannot resume {path}: its {key} is {theirs}, this run's is {ours}")
+    codec = trainer.codec
+    ours = {**trainer.agent_arguments, "codec": f"{codec.name} (fingerprint {codec.fingerprint})"}
+    theirs = {**info["agent"], "codec": f"{info['codec']['name']} (fingerprint {info['codec']['fingerprint']})"}
+    if changed := differences(theirs, ours):
+        raise CheckpointError(f"cannot resume {path}: {'; '.join(changed)}. Set it as it was, or name another --out")
     load_weights(trainer.agent, saved.model, path)
     restore_optimizer(trainer.optimizer, trainer.agent, saved.optimizer)
     if states := distributed.part_of_rank(saved.random):  # none for a rank that the saved run did not have

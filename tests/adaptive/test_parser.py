@@ -1,5 +1,6 @@
 """What is told wrongly is answered in one message that names it, in flags, and with exit code 2: nothing runs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def message_of(arguments, capsys: pytest.CaptureFixture[str]) -> str:
         ((*TRAIN, "--max-bad", 5), "--max-bad: must be >= 0 and <= 1, got 5"),
         ((*TRAIN, "--clip-seconds", 0), "--clip-seconds: must be > 0.0"),
         ((*TRAIN, "--codec", "mp3"), "--codec: must be one of 'mel', 'encodec-24khz', 'encodec-32khz'; got mp3"),
+        ((*TRAIN, "--cache", ""), "--cache: invalid path value: ''"),
         ((*COMPOSE, "--at", -1), "--at: must be >= 0.0"),
         ((*COMPOSE, "--device", "tpu"), "--device: must be one of 'auto', 'cpu', 'cuda'; got tpu"),
     ],
@@ -100,6 +102,8 @@ def test_a_folder_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("max_steps: many", "--max-steps: must be a whole number, got 'many'"),
         ("learning_rate: .nan", "--learning-rate: must be > 0.0 and < inf, got nan"),
         ("codec: mp3", "--codec: must be one of"),
+        ("cache: [a, b]", "--cache: must be a file's or folder's name, got ['a', 'b']"),
+        ("weights: 3", "--weights: must be a file's or folder's name, got 3"),
         ("resume: perhaps", "resume must be true or false, got 'perhaps'"),
         ("tensorboard: 'no'", "tensorboard must be true or false, got 'no'"),
     ],
@@ -117,3 +121,9 @@ def test_a_flag_wins_over_the_config(tmp_path: Path) -> None:
     path.write_text("data: songs\nout: run\nmax_steps: 3\nlearning_rate: 1e-3\n")
     parsed = cli.build_parser().parse_args(["train", "--config", str(path), "--max-steps", "5"])
     assert (parsed.train.max_steps, parsed.train.learning_rate) == (5, 1e-3)
+
+
+def test_names_that_are_no_text_are_taken() -> None:
+    name = os.fsdecode(b"caf\xe9: [1, 2].wav")
+    parsed = cli.build_parser().parse_args(["plot", name, "b", "--checkpoint", name, "-o", "2024"])
+    assert (parsed.plot.input, parsed.plot.checkpoint, parsed.plot.output) == (Path(name), Path(name), Path("2024"))

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from adaptive_window.audio.cache import LatentCache
-from adaptive_window.audio.dataset import ClipDataset, DataError, Example, find_examples
-from adaptive_window.audio.files import AUDIO_SUFFIXES
+from adaptive_window.audio.dataset import ClipDataset, DataError, Example, files_of, find_bad, find_examples
+from adaptive_window.audio.files import AUDIO_SUFFIXES, AudioError
 from adaptive_window.audio.mel import MelCodec
 
 RATE = 16000
@@ -45,6 +45,12 @@ def clips(
     examples = find_examples(folder)[0] if examples is None else examples
     cache = LatentCache(None if in_memory else folder / ".cache", codec)
     return ClipDataset(examples, cache, clip_frames=CLIP, **options)  # type: ignore[arg-type]  # options vary
+
+
+def bad_of(folder: Path, codec: MelCodec, examples: list[Example], max_bad: float) -> dict[str, str]:
+    """Name -> reason."""
+    bad = find_bad(files_of(*examples), LatentCache(folder / ".cache", codec), CLIP, max_bad=max_bad)
+    return {path.name: reason for path, reason in bad.items()}
 
 
 def latents_of(dataset: ClipDataset, path: Path) -> torch.Tensor:
@@ -277,8 +283,8 @@ def test_each_bad_file_is_named_counted_and_left_out(
     soundfile.write(tmp_path / "bad_nan.wav", np.full(RATE * 2, np.nan), RATE, subtype="FLOAT")
     examples = [Example(p, p, p.stem) for p in sorted(tmp_path.iterdir())]
     with pytest.raises(DataError, match=r"7 of 10 audio files cannot be used") as caught:
-        clips(tmp_path, codec, examples, max_bad=0.5)
-    dataset = clips(tmp_path, codec, examples, max_bad=0.7)
+        bad_of(tmp_path, codec, examples, 0.5)
+    bad = bad_of(tmp_path, codec, examples, 0.7)
     expected = {
         "bad_short.wav": "lasts 0.90 s, shorter than a clip of 1.00 s",
         "bad_silent.wav": "silent",
@@ -288,23 +294,37 @@ def test_each_bad_file_is_named_counted_and_left_out(
         "bad_loop.wav": "cannot be opened",
         "bad_nan.wav": "NaN",
     }
-    assert {path.name for path, _ in dataset.skipped} == set(expected)
-    for path, reason in dataset.skipped:
-        assert expected[path.name] in reason
+    assert bad.keys() == expected.keys()
+    for name, reason in bad.items():
+        assert expected[name] in reason
         for text in (str(caught.value), caplog.text):
-            assert path.name in text
-    assert {e.name for e in dataset.examples} == {"good0", "good1", "good2"}
-    assert len(dataset) == 3
+            assert name in text
 
 
-def test_a_pair_with_one_bad_half_is_left_out(tmp_path: Path, codec: MelCodec) -> None:
-    for k in range(3):
-        song(tmp_path / f"train/{k}_input.wav")
-        song(tmp_path / f"train/{k}_target.wav", 0.5 if k == 1 else 2.0)
-    song(tmp_path / "val/v_input.wav"), song(tmp_path / "val/v_target.wav")
-    dataset = clips(tmp_path, codec, max_bad=0.2)
-    assert [e.name for e in dataset.examples] == ["0", "2"]
-    assert [path.name for path, _ in dataset.skipped] == ["1_target.wav"]
+@pytest.mark.parametrize("name", ["short.wav", "text.wav", "gone.wav"])
+def test_a_bad_file_among_the_examples_is_refused(tmp_path: Path, codec: MelCodec, name: str) -> None:
+    good = song(tmp_path / "good.wav")
+    song(tmp_path / "short.wav", 0.9)
+    (tmp_path / "text.wav").write_text("text")
+    with pytest.raises(AudioError, match=name):
+        clips(tmp_path, codec, [Example(good, tmp_path / name, "a")])
+    with pytest.raises(ValueError, match="at least one, got none"):
+        clips(tmp_path, codec, [])
+
+
+def test_bad_files_count_as_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Before the split: the held-out songs are chosen among those that can be used."""
+    touch(tmp_path, *(f"pairs/{k}_{half}.wav" for k in range(4) for half in ("input", "target")))
+    touch(tmp_path, *(f"songs/{k}.wav" for k in range(20)))
+    train, val = find_examples(tmp_path / "pairs", skip=[tmp_path / "pairs/1_target.wav"])
+    assert {e.name for e in train + val} == {"0", "2", "3"}
+    assert "1_input.wav" in caplog.text
+    held_out = files_of(*find_examples(tmp_path / "songs")[1])
+    train, val = find_examples(tmp_path / "songs", skip=held_out)
+    assert (len(train), len(val)) == (16, 2)
+    assert not {*held_out} & {*files_of(*train, *val)}
+    with pytest.raises(DataError, match=r"songs': none of its 20 audio files can be used"):
+        find_examples(tmp_path / "songs", skip=list((tmp_path / "songs").iterdir()))
 
 
 def test_the_limit_on_bad_files_is_a_share(tmp_path: Path, codec: MelCodec) -> None:
@@ -312,16 +332,11 @@ def test_the_limit_on_bad_files_is_a_share(tmp_path: Path, codec: MelCodec) -> N
     bad = tmp_path / "bad.wav"
     bad.touch()
     examples = [Example(p, p, p.stem) for p in [*good, bad]]
-    assert len(clips(tmp_path, codec, examples, max_bad=0.05)) == 19  # 1 of 20: not more than 5 %
-    with pytest.raises(DataError, match=r"bad\.wav.*\n.*more than 5%.*raise max_bad"):
-        clips(tmp_path, codec, examples[1:], max_bad=0.05)
-
-
-def test_no_usable_example_at_all(tmp_path: Path, codec: MelCodec) -> None:
-    bad = tmp_path / "bad.wav"
-    bad.touch()
-    with pytest.raises(DataError, match=r"no usable example .*\.flac"):
-        clips(tmp_path, codec, [Example(bad, bad, "bad")], max_bad=1.0)
+    assert bad_of(tmp_path, codec, examples, 0.05) == {"bad.wav": "an empty file"}  # 1 of 20: not more than 5 %
+    with pytest.raises(DataError, match=r"bad\.wav.*\n.*more than 5%.*raise --max-bad"):
+        bad_of(tmp_path, codec, examples[1:], 0.05)
+    with pytest.raises(ValueError, match="a share from 0 to 1, got 5"):
+        bad_of(tmp_path, codec, examples, 5)
 
 
 def test_files_deleted_after_listing(tmp_path: Path, codec: MelCodec) -> None:
@@ -329,8 +344,8 @@ def test_files_deleted_after_listing(tmp_path: Path, codec: MelCodec) -> None:
         song(tmp_path / f"{k}.wav")
     examples = [Example(p, p, p.stem) for p in sorted(tmp_path.iterdir())]
     (tmp_path / "1.wav").unlink()
-    dataset = clips(tmp_path, codec, examples, max_bad=0.5, in_memory=False)
-    assert [(path.name, reason) for path, reason in dataset.skipped] == [("1.wav", "no such file")]
+    assert bad_of(tmp_path, codec, examples, 0.5) == {"1.wav": "no such file"}
+    dataset = clips(tmp_path, codec, [examples[0], examples[2]], in_memory=False)
     (tmp_path / "0.wav").unlink()  # during the run: its latents are there already
     assert dataset[0]["input_file"] == str(tmp_path / "0.wav")
 
@@ -348,7 +363,7 @@ def test_odd_names(tmp_path: Path, codec: MelCodec, name: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"clips_per_example": 0}, "at least 1, got 50 and 0"), ({"max_bad": 5}, "a share from 0 to 1, got 5")],
+    [({"clips_per_example": 0}, "at least 1, got 50 and 0")],
 )
 def test_wrong_arguments_are_named(tmp_path: Path, codec: MelCodec, options: dict[str, object], message: str) -> None:
     song(tmp_path / "a.wav")

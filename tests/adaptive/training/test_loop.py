@@ -115,7 +115,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
 
 def test_resume_refuses_another_agent(tmp_path):
     train(small_config(tmp_path, max_steps=1))
-    with pytest.raises(CheckpointError, match=r"its agent is .*'num_pairs': 3.*, this run's is .*'num_pairs': 2"):
+    with pytest.raises(CheckpointError, match="its num_pairs is 3, this run's is 2"):
         train(small_config(tmp_path, max_steps=2, num_pairs=2, resume=True))
 
 

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import random
+import re
 import signal
 import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import Dataset
+
+from adaptive_window import cli
+from adaptive_window.audio.cache import LatentCache
+from adaptive_window.audio.dataset import ClipDataset, find_examples
+from adaptive_window.audio.mel import MelCodec
+from adaptive_window.training.loader import BatchLoader
+from adaptive_window.training.order import batches_of
 from adaptive_window.training.signals import StopSignals
+from adaptive_window.training.step import Stepper
 
 
 def test_a_forked_worker_does_not_keep_a_run_from_ending() -> None:
@@ -25,3 +44,105 @@ def test_a_forked_worker_does_not_keep_a_run_from_ending() -> None:
         os.waitpid(worker, 0)
     assert alive
     assert not reader.is_alive()
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("songs")
+    for k in range(5):
+        noise = np.random.default_rng(k).uniform(-0.5, 0.5, 5 * 16000).astype(np.float32)
+        soundfile.write(folder / f"{k}.wav", noise, 16000)
+    return folder
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_batches_do_not_depend_on_the_workers(songs: Path, tmp_path: Path, start: Literal["fork", "spawn"]) -> None:
+    """Bit-equal for 0, 1 and 2 processes over two epochs, after another was left in the middle."""
+    dataset = ClipDataset(
+        find_examples(songs)[0], LatentCache(tmp_path, MelCodec()), clip_frames=50, clips_per_example=3
+    )
+    loaded = []
+    counts = (0, 1, 2) if start == "fork" else (0, 2)  # a fresh interpreter takes seconds
+    for workers in counts:
+        loader = BatchLoader(dataset, workers, start)
+        batches = []
+        for epoch, first in ((1, 0), (0, 0), (1, 2)):
+            dataset.set_epoch(epoch)
+            wanted = batches_of(len(dataset), 2, seed=7, epoch=epoch)[first:]
+            iterator = loader.batches(wanted, seed=epoch)
+            if len(batches) == 0:
+                next(iterator)  # and the rest is never asked for
+            batches.append(list(iterator) if batches else [])
+        loaded.append(batches[1] + batches[2])
+    assert [len(batches) for batches in loaded] == [6 + 4] * len(counts)
+    for batches in loaded[1:]:
+        for one, other in zip(loaded[0], batches, strict=True):
+            assert all(torch.equal(one[key], other[key]) for key in ("input", "target"))
+            assert one["input_file"] == other["input_file"]
+
+
+class Draws(Dataset[tuple[int, int, int, int]]):
+    """What a worker's generators give, and its process."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> tuple[int, int, int, int]:
+        numbers = int(torch.randint(2**31, ())), random.getrandbits(31), int(np.random.randint(2**31))  # noqa: NPY002
+        return *numbers, os.getpid()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_draw_from_seeds_of_their_own_and_live_on(start: Literal["fork", "spawn"]) -> None:
+    """For whatever may draw in a worker one day: no two workers, ranks or seeds draw alike; a seed draws the same."""
+
+    def first_draws(seed: int) -> tuple[set[tuple[int, ...]], set[int]]:
+        loader = BatchLoader(Draws(), 2, start)  # type: ignore[arg-type]  # any data set
+        found = [[int(x) for x in batch] for batch in loader.batches([[0], [1]], seed)]
+        again = {int(batch[3]) for batch in loader.batches([[0], [1]], seed)}
+        assert again == {pid for *_, pid in found}
+        return {tuple(numbers) for *numbers, _ in found}, again
+
+    (one, pids), (other, _) = (first_draws(seed) for seed in (1, 2))
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    if start == "fork":
+        assert first_draws(1)[0] == one
+    values = [number for numbers in one | other for number in numbers]
+    assert len(set(values)) == len(values) == 12
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_dead_worker_ends_the_run_and_is_named(
+    songs: Path,
+    tmp_path: Path,
+    start: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Killed by SIGKILL, as the kernel does for memory; the run goes on with --resume."""
+    step, killed = Stepper.__call__, []
+
+    def interfered(self: Stepper, *arguments: Any) -> Any:
+        if not killed:
+            killed.extend(child.pid for child in multiprocessing.active_children())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        return step(self, *arguments)
+
+    out = tmp_path / "run"
+    command = ["train", "--data", songs, "--out", out, "--cache", tmp_path / "cache", "--max-steps", 40]
+    command += ["--clip-seconds", 1.5, "--window-seconds", 1, "--batch-size", 1, "--spectral", "latent"]
+    command += ["--examples", 0, "--no-tensorboard", "--workers", 2, "--worker-start", start]
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "__call__", interfered)
+        assert cli.main([str(argument) for argument in command]) == 1
+    assert time.monotonic() - began < 60
+    assert len(killed) == 2
+    said = capfd.readouterr().err
+    found = re.search(r"error: loader process ([\d, ]+) .*; where the kernel killed it for memory, take fewer", said)
+    assert found, said
+    assert {int(pid) for pid in found[1].split(",")} <= set(killed)
+    assert "Traceback" not in said
+    assert (out / "last.safetensors").exists()

@@ -1,0 +1,44 @@
+"""Batches of clips, epoch after epoch, from loader processes that live as long as the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..audio.dataset import ClipDataset
+
+
+class BatchLoader:
+    """Iterates over batches of `dataset`'s items, loaded by `workers` processes (0: in this one).
+
+    What is loaded does not depend on `workers` or `start`, the way in which they are started: `fork` is quick and
+    shares this process's memory, `spawn` begins each as a fresh interpreter and suits libraries that do not bear
+    forking. Clips draw their places from (seed, epoch, index) alone; what else might draw in a worker starts from
+    `seed` plus the worker's number. `pin_memory` is for CUDA: from other memory a copy to the device waits for it. A
+    worker that dies raises `RuntimeError` naming its process.
+    """
+
+    def __init__(
+        self, dataset: ClipDataset, workers: int, start: Literal["fork", "spawn"], *, pin_memory: bool = False
+    ) -> None:
+        self._batches: list[Sequence[int]] = []
+        # a generator of its own: the loader draws a seed for its workers, which must not disturb dropout's sequence
+        self._generator = torch.Generator()
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._batches,
+            num_workers=workers,
+            multiprocessing_context=start if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            generator=self._generator,
+        )
+
+    def batches(self, indices: Sequence[Sequence[int]], seed: int) -> Iterator[dict[str, Any]]:
+        """One batch for each list of item numbers, in order; the epoch is the one set on the data set by now."""
+        self._batches[:] = indices
+        self._generator.manual_seed(seed)
+        return iter(self._loader)
