@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     config, run, _ = COMMANDS[parsed.command]
     given = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}
-    values = {key: value if isinstance(value, Path) else plain(value) for key, value in given.items()}
+    values: dict[str, Any] = {k: v if isinstance(v, Path) else plain(v) for k, v in given.items()}
     try:
         run(config(**values))
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ class BatchLoader:
     def __init__(
         self, dataset: ClipDataset, workers: int, start: Literal["fork", "spawn"], *, pin_memory: bool = False
     ) -> None:
-        self._batches: list[Sequence[int]] = []
+        self._batches: list[list[int]] = []
         # a generator of its own: the loader draws a seed for its workers, which must not disturb dropout's sequence
         self._generator = torch.Generator()
         self._loader = DataLoader(
@@ -37,7 +37,7 @@ class BatchLoader:
             generator=self._generator,
         )
 
-    def batches(self, indices: Sequence[Sequence[int]], seed: int) -> Iterator[dict[str, Any]]:
+    def batches(self, indices: Sequence[list[int]], seed: int) -> Iterator[dict[str, Any]]:
         """One batch for each list of item numbers, in order; the epoch is the one set on the data set by now."""
         self._batches[:] = indices
         self._generator.manual_seed(seed)
