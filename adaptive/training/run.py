@@ -43,7 +43,7 @@ def holds_run(out: Path) -> bool:
 
 
 def prepare_folder(out: Path, lock: FolderLock | None = None, *, resume: bool) -> None:
-    """Makes the run's folder, takes its lock where one is given, and finds out now, not at the first checkpoint, that it cannot be written.
+    """Makes the run's folder, takes its lock where one is given, and finds out now that it cannot be written.
 
     Raises:
         UsageError: not a folder, not writable, in use, holds a run already, or holds none to resume.
