@@ -46,7 +46,7 @@ from .loop import Trainer, choose_device
 from .run import check_config, prepare_data, prepare_folder
 
 VARIANTS = ("single window", "+ multiple windows", "+ compression", "+ tonality")
-SMALL = {"component_dim": 16, "composer_heads": 4, "composer_layers": 2, "composer_dim": 64}
+SMALL: dict[str, Any] = {"component_dim": 16, "composer_heads": 4, "composer_layers": 2, "composer_dim": 64}
 HELD_OUT_CLIPS = 4  # of every held-out song
 
 
