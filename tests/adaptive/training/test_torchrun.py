@@ -98,7 +98,7 @@ def test_both_ranks_end_with_one_result_and_one_speaks(folder, together):
         assert sorted(p["rank"] for p in results) == [0, 1]
         assert {p["steps"] for p in results} == {steps}
         assert len({p["loss"] for p in results}) == 1
-        assert done.stderr.count(f"step {steps}/{steps} ") == 1
+        assert done.stderr.count(f"training {steps}/{steps} ") == 1
     assert done.stderr.count("3 training and 1 held-out songs, codec mel (50 frames/s), cpu, 2 processes") == 5
 
 
