@@ -94,6 +94,7 @@ def windows_figure(
         axes.set_ylabel(f"{name} (channels)")
         _mark_sections(axes, sections, length)
     top.tick_params(labelbottom=True)
+    middle.set_xlim(top.get_xlim())
     middle.set_ylim(0, 1)
     middle.axis("off")
     figure.supxlabel(f"lines join what a pair's two windows play together, every {window_seconds / 4:g} s", fontsize=8)
@@ -158,8 +159,9 @@ def _draw_pair(
         figure.add_artist(line)
         if moment == 0:  # the first line carries the pair's number, each at a height of its own
             along = (number + 1) / (count + 1)
+            beneath = ends[1][0] - bottom.get_xlim()[0] + top.get_xlim()[0]  # the clips may begin at different seconds
             middle.text(
-                ends[0][0] + along * (ends[1][0] - ends[0][0]),
+                ends[0][0] + along * (beneath - ends[0][0]),
                 1 - along,
                 str(number),
                 ha="center",

@@ -53,6 +53,7 @@ def test_planted_sections_are_named_where_they_lie():
 
 def test_numbers_stand_on_the_first_line_of_each_pair():
     middle = draw().axes[1]
+    assert middle.get_xlim() == (0.0, 24.0)
     assert [t.get_text() for t in middle.texts] == ["0", "1"]
     for text, pair in zip(middle.texts, PAIRS, strict=True):
         x, y = text.get_position()
