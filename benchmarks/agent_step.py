@@ -149,7 +149,7 @@ def report(results: dict[str, dict[str, object]], options: argparse.Namespace, p
     print(f"{'':22}{'original':>10}{'ours':>10}{'ratio':>8}")
     for title, key, form in rows:
         a, b = (v["median"] if isinstance(v, dict) else v for v in (results[name][key] for name in VARIANTS))
-        print(f"{title:22}{form.format(a):>10}{form.format(b):>10}{f'{b / a:.2f}' if a and b else '-':>8}")  # type: ignore[operator]
+        print(f"{title:22}{form.format(a):>10}{form.format(b):>10}{f'{b / a:.2f}' if a and b else '-':>8}")  # type: ignore[operator]  # numbers where both are
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,21 @@ def _seeded() -> None:
 def device() -> torch.device:
     """Where `backend="triton"` runs in this session: CUDA with real kernels, else the CPU under the interpreter."""
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of a user to whom permissions apply, who runs the test (root, whom nothing is forbidden, becomes it)."""
+    with tempfile.TemporaryDirectory() as name:  # not below tmp_path, which pytest keeps private to its user
+        if os.geteuid() != 0:
+            yield Path(name)
+            return
+        os.chown(name, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.fixture(scope="session")

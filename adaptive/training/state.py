@@ -137,7 +137,7 @@ def seed_all(seed: int) -> None:
     """PyTorch's generators, on every device, and the global ones of Python and NumPy."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - what libraries draw from
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ def restore_random(state: Mapping[str, Tensor], device: torch.device) -> None:
     gauss = float(state["python_gauss"])
     random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
     *keys, position, has_gauss = state["numpy"].tolist()
-    np.random.set_state(  # noqa: NPY002
+    np.random.set_state(  # noqa: NPY002 - as above
         ("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(state["numpy_gauss"]))
     )
     if device.type == "cuda" and "cuda" in state:  # a run begun on a CPU has none

@@ -116,7 +116,7 @@ class Stepper:
 
     def _take(self, bad: Tensor) -> None:
         # the attributes by which PyTorch's GradScaler tells a fused optimizer to skip (torch/optim/adam.py)
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]  # as above
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

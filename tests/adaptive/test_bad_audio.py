@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from command import run
 
-from adaptive_window import cli
 from adaptive_window.training.checkpoint import load_checkpoint
 from adaptive_window.training.step import Stepper
 
@@ -110,10 +110,6 @@ def named(text: str) -> None:
             (line,) = [line for line in text.splitlines() if repr(os.fsdecode(name))[1:-1] in line]
             assert reason in line
     text.encode()
-
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

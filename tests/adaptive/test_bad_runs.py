@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from command import run
 
-from adaptive_window import cli
 from adaptive_window.audio.mel import MelCodec
 from adaptive_window.lock import FolderLock
 from adaptive_window.training.checkpoint import load_checkpoint, save_checkpoint
@@ -26,10 +25,6 @@ from adaptive_window.training.step import Stepper
 
 SHORT = ("--clip-seconds", 1.5, "--window-seconds", 1, "--batch-size", 2, "--examples", 0, "--no-tensorboard")
 SHORT = (*SHORT, "--spectral", "latent", "--clips-per-song", 1)
-
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +82,6 @@ def test_a_place_for_the_run_that_cannot_be_written(
 ) -> None:
     assert run(*train, "--out", out) == 2
     assert f"--out {out} cannot be written" in said(capsys)
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A folder of a user to whom permissions apply, who runs the test (root, whom nothing is forbidden, becomes it)."""
-    with tempfile.TemporaryDirectory() as name:  # not below tmp_path, which pytest keeps private to its user
-        if os.geteuid() != 0:
-            yield Path(name)
-            return
-        os.chown(name, 65534, 65534)
-        os.seteuid(65534)
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(0)
 
 
 @pytest.mark.usefixtures("no_step")
@@ -376,9 +356,8 @@ def test_cuda_out_of_memory_in_a_step(
 def test_the_lock_is_dropped_at_the_end_and_where_there_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lock = FolderLock(tmp_path)
-    lock.take()
-    lock.release()
+    with FolderLock(tmp_path) as lock:
+        lock.take()
     child, grandchild = held_by_child(tmp_path)  # it can be had again
     for process in (child, grandchild):
         os.kill(process, signal.SIGKILL)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from command import run
 
 from adaptive_window import cli, config
 from adaptive_window.audio.synthesis import write_demo_set
@@ -20,14 +21,6 @@ from adaptive_window.training.run import training_windows
 
 SHORT = ["--clip-seconds", "3", "--window-seconds", "2", "--clips-per-song", "1", "--no-tensorboard"]
 PACKAGE = Path(cli.__file__).parent
-
-
-def run(*arguments) -> int:
-    """The exit code, whether returned or raised by the parser."""
-    try:
-        return cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code)
 
 
 @pytest.fixture(scope="module")

@@ -34,8 +34,8 @@ def die_before(operation: int) -> None:
     """This process kills itself just before the n-th file operation of its saves."""
     left = [operation]
 
-    def counted(function):  # type: ignore[no-untyped-def]
-        def wrapper(*arguments, **options):  # type: ignore[no-untyped-def]
+    def counted(function):  # type: ignore[no-untyped-def]  # wraps functions of any type
+        def wrapper(*arguments, **options):  # type: ignore[no-untyped-def]  # wraps functions of any type
             left[0] -= 1
             if left[0] < 0:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -53,13 +53,13 @@ class Place:
 def in_loading(trainer: Trainer, place: Callable[..., Any]) -> None:
     original = NoisyClips.__getitem__
     sender = place(original, 9)
-    NoisyClips.__getitem__ = lambda self, index: sender(self, index)  # type: ignore[method-assign]
+    NoisyClips.__getitem__ = lambda self, index: sender(self, index)  # type: ignore[method-assign]  # a signal is sent from inside
 
 
 def between_clips(trainer: Trainer, place: Callable[..., Any]) -> None:
     """The first clip of a batch has drawn its noise, the second has not."""
     sender = place(NoisyClips.__getitem__, 10)  # two steps after a checkpoint: this one is saved
-    NoisyClips.__getitem__ = lambda self, index: sender(self, index)  # type: ignore[method-assign]
+    NoisyClips.__getitem__ = lambda self, index: sender(self, index)  # type: ignore[method-assign]  # a signal is sent from inside
 
 
 def in_first_step(trainer: Trainer, place: Callable[..., Any]) -> None:
@@ -136,7 +136,7 @@ def in_encoding(folder: Path, signals: tuple[int, ...]) -> dict[str, Any]:
 
     def command() -> None:
         sender = Place(original, 2, signals, at)
-        LatentCache.frames = lambda self, path: sender(self, path)  # type: ignore[method-assign]
+        LatentCache.frames = lambda self, path: sender(self, path)  # type: ignore[method-assign]  # a signal is sent from inside
         options = ["--cache", str(folder / "cache"), "--clip-seconds", "1", "--window-seconds", "0.5"]
         sys.exit(cli.main(["train", "--data", str(songs), "--out", str(folder / "run"), *options]))
 

@@ -54,7 +54,7 @@ def measure_memory(samples: Path, life: int) -> Any:
                     file.write(f"{life} {taken} {pages * resource.getpagesize() // 1024}\n")
             return take_step(batch, step)
 
-        trainer.take_step = measured  # type: ignore[assignment]
+        trainer.take_step = measured  # type: ignore[assignment]  # same call, measured
 
     return watch
 
@@ -102,7 +102,7 @@ def main() -> int:
         while time.monotonic() < end:
             counts["lives"] += 1
             watch = measure_memory(samples, counts["lives"])
-            process = forked(lambda watch=watch: train(out, watch=watch, **endless), errors)  # type: ignore[misc]
+            process = forked(lambda watch=watch: train(out, watch=watch, **endless), errors)  # type: ignore[misc]  # bound now, not at the call
             life = 20 * arguments.minutes if counts["lives"] == 1 else 2 * 300 ** draw.random()
             time.sleep(min(life, max(0.0, end - time.monotonic())))
             number = draw.choice(ENDS)
@@ -124,7 +124,7 @@ def main() -> int:
             steps = load_checkpoint(out / PREVIOUS).info["progress"]["step"]
         steps += 50
         for name, options in (("run", {}), ("alone", {"save_minutes": 0.0})):
-            process = forked(lambda n=name, o=options: train(folder / n, max_steps=steps, **OPTIONS, **o), errors)  # type: ignore[misc]
+            process = forked(lambda n=name, o=options: train(folder / n, max_steps=steps, **OPTIONS, **o), errors)  # type: ignore[misc]  # bound now, not at the call
             if status := os.waitpid(process, 0)[1]:
                 raise SystemExit(f"{name} did not end well ({status}):\n{errors.read_text()[-5000:]}")
         different = differing(left_by(out), left_by(folder / "alone"))

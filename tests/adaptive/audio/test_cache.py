@@ -222,7 +222,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     def interfered(*arguments: object) -> object:
         song(path, 2.5, seed=1)
-        return stream(*arguments)  # type: ignore[arg-type]
+        return stream(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
     monkeypatch.setattr(cache_module, "stream_latents", interfered)
     cache = LatentCache(None if in_memory else tmp_path / "cache", codec)

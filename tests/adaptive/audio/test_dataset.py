@@ -217,7 +217,7 @@ def test_pairs_are_cut_at_one_place_if_of_one_length(tmp_path: Path, codec: MelC
 def test_every_place_can_come_up(tmp_path: Path, codec: MelCodec, aligned: bool) -> None:
     path = song(tmp_path / "a.wav", 1.08)  # 54 frames: 5 places
     dataset = clips(tmp_path, codec, [Example(path, path, "a", aligned)], clips_per_example=200)
-    starts = {place(latents_of(dataset, path), dataset[i]["target"]) for i in range(200)}  # type: ignore[arg-type]
+    starts = {place(latents_of(dataset, path), dataset[i]["target"]) for i in range(200)}  # type: ignore[arg-type]  # a tensor
     assert starts == {0, 1, 2, 3, 4}
 
 
@@ -245,7 +245,7 @@ def test_unity_pairs_are_equal_clips(tmp_path: Path, codec: MelCodec) -> None:
     for k in range(3):
         song(tmp_path / f"{k}.wav", 4.0)
     dataset = clips(tmp_path, codec, find_examples(tmp_path, unity_test=True)[0], clips_per_example=5)
-    assert all(torch.equal(item["input"], item["target"]) for item in (dataset[i] for i in range(10)))  # type: ignore[arg-type]
+    assert all(torch.equal(item["input"], item["target"]) for item in (dataset[i] for i in range(10)))  # type: ignore[arg-type]  # tensors
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -211,21 +210,6 @@ def test_truncated_files_of_other_formats_are_refused(tmp_path: Path, suffix: st
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(AudioError, match=r"truncated|damaged|no audio"):
         read_audio(path, 44100)
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A folder of a user to whom permissions apply, who runs the test (root, whom nothing is forbidden, becomes it)."""
-    with tempfile.TemporaryDirectory() as name:  # not below tmp_path, which pytest keeps private to its user
-        if os.geteuid() != 0:
-            yield Path(name)
-            return
-        os.chown(name, 65534, 65534)
-        os.seteuid(65534)
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(0)
 
 
 def test_no_permission(unprivileged: Path) -> None:

@@ -6,21 +6,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from command import run
 
-from adaptive_window import cli
 from adaptive_window.audio.codec import Codec
 from adaptive_window.audio.synthesis import synthesize_pair
 from adaptive_window.inference import refine_songs
 
 RATE = 16000
 SIZES = ["--clip-seconds", "12", "--window-seconds", "8"]
-
-
-def run(*arguments) -> int:
-    try:
-        return cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,15 @@
 """SIGTERM and Ctrl-C: by themselves, and in runs (tests/support/signal_runs.py)."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from tool_process import run_tool
 
 from adaptive_window.training.signals import StopSignals, Terminated
 
-SUPPORT = Path(__file__).resolve().parents[2] / "support"
 ERRORS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
@@ -115,16 +111,7 @@ def test_a_forked_loader_process_ignores_ctrl_c_and_does_not_tell_the_parent():
 @pytest.fixture(scope="module")
 def runs():
     """All runs of signal_runs in one process that forks them: importing PyTorch for each would take a minute."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "signal_runs"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+    return run_tool("signal_runs")
 
 
 PLACES = [

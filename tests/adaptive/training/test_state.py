@@ -39,8 +39,8 @@ def draw():
         torch.rand(()).item(),
         random.random(),
         random.gauss(0, 1),
-        np.random.random(),  # noqa: NPY002
-        np.random.standard_normal(),  # noqa: NPY002
+        np.random.random(),  # noqa: NPY002 - the global one is meant
+        np.random.standard_normal(),  # noqa: NPY002 - the global one is meant
     ]
 
 

@@ -88,7 +88,7 @@ class Draws(Dataset[tuple[int, int, int, int]]):
         return 1000
 
     def __getitem__(self, index: int) -> tuple[int, int, int, int]:
-        numbers = int(torch.randint(2**31, ())), random.getrandbits(31), int(np.random.randint(2**31))  # noqa: NPY002
+        numbers = int(torch.randint(2**31, ())), random.getrandbits(31), int(np.random.randint(2**31))  # noqa: NPY002 - the global one is meant
         return *numbers, os.getpid()
 
 
