@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class FolderLock:
-    """Holds a folder against other processes, from `take` to `release`.
+    """Holds a folder against other processes, from `take` to `release`, which the end of a `with` block calls.
 
     The lock is the kernel's, on the file `.lock` in the folder, which stays: it ends with the process, however that
     ends, and child processes do not inherit it (POSIX record locks, `fcntl(2)`), so that a loader's worker cannot
@@ -25,6 +25,12 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: TextIO | None = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
     def take(self) -> None:
         """The folder must exist.

@@ -78,19 +78,11 @@ def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
     """
     device = choose_device(config.device)
     # the trainer alone defers signals, where its state is not whole
-    with StopSignals() as stop, stop.immediate(), distributed.process_group(device):
-        return _run(config, device, stop, agent_options)
+    with StopSignals() as stop, stop.immediate(), distributed.process_group(device), FolderLock(config.out) as lock:
+        return _run(config, device, stop, agent_options, lock)
 
 
-def _run(config: TrainConfig, device: torch.device, stop: StopSignals, agent_options: dict[str, Any]) -> RunResult:
-    lock = FolderLock(config.out)
-    try:
-        return _run_locked(config, device, stop, agent_options, lock)
-    finally:
-        lock.release()
-
-
-def _run_locked(
+def _run(
     config: TrainConfig, device: torch.device, stop: StopSignals, agent_options: dict[str, Any], lock: FolderLock
 ) -> RunResult:
     distributed.on_main(lambda: check_config(config))
