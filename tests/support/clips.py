@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,3 +94,14 @@ def small_config(out: Path, **changes: Any) -> TrainConfig:
         "device": "cpu",
     }
     return TrainConfig(**{**values, **changes})
+
+
+class Draws(Dataset[tuple[int, int, int, int]]):
+    """What a worker's generators give, and its process; here, where a spawned worker can import it from."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> tuple[int, int, int, int]:
+        numbers = int(torch.randint(2**31, ())), random.getrandbits(31), int(np.random.randint(2**31))  # noqa: NPY002 - the global one is meant
+        return *numbers, os.getpid()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import re
 import signal
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch.utils.data import Dataset
+from clips import Draws
 
 from adaptive_window import cli
 from adaptive_window.audio.cache import LatentCache
@@ -79,17 +78,6 @@ def test_batches_do_not_depend_on_the_workers(songs: Path, tmp_path: Path, start
         for one, other in zip(loaded[0], batches, strict=True):
             assert all(torch.equal(one[key], other[key]) for key in ("input", "target"))
             assert one["input_file"] == other["input_file"]
-
-
-class Draws(Dataset[tuple[int, int, int, int]]):
-    """What a worker's generators give, and its process."""
-
-    def __len__(self) -> int:
-        return 1000
-
-    def __getitem__(self, index: int) -> tuple[int, int, int, int]:
-        numbers = int(torch.randint(2**31, ())), random.getrandbits(31), int(np.random.randint(2**31))  # noqa: NPY002 - the global one is meant
-        return *numbers, os.getpid()
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
