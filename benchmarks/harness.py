@@ -10,9 +10,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST = 200  # repetitions, whatever the time allowed
 
@@ -125,24 +125,22 @@ def capture(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-class _CountScalars(TorchDispatchMode):
-    """Counts values fetched by the host: `.item()`, `int(...)`, `bool(...)` of a tensor."""
+def _recorded(call: Callable[[], object], **options: bool) -> list[Any]:
+    """What PyTorch's profiler records of a call on a CPU: its operations, and memory where asked for.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    A dispatch mode would see the operations as well, but `torch.compile` refuses to run beneath one.
+    """
+    from torch.profiler import ProfilerActivity, profile
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
-        self.count += func.overloadpacket is torch.ops.aten._local_scalar_dense
-        return func(*args, **(kwargs or {}))
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True, **options) as profiler:
+        call()
+    return list(profiler.profiler.kineto_results.events())
 
 
 def host_syncs(call: Callable[[], object], device: str) -> int:
     """How often the host asks for a value: on CUDA all synchronizing operations, on a CPU scalars fetched."""
     if device != "cuda":
-        with _CountScalars() as counter:
-            call()
-        return counter.count
+        return sum(event.name() == "aten::_local_scalar_dense" for event in _recorded(call))
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
@@ -183,11 +181,7 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        call()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in _recorded(call, profile_memory=True) if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()

@@ -109,6 +109,13 @@ class TestCounts:
             call = providers.build(name, case)
             assert harness.host_syncs(lambda call=call: call(*inputs), "cpu") == wanted, name
 
+    def test_host_syncs_of_compiled_calls(self) -> None:
+        """`torch.compile` refuses to run where operations are counted by a dispatch mode."""
+        call = torch.compile(lambda x: x * 2 + 1, backend="eager", fullgraph=True)
+        x = torch.zeros(3)
+        call(x)
+        assert harness.host_syncs(lambda: (call(x), x[0].item()), "cpu") == 1
+
     def test_peak_memory(self) -> None:
         x = torch.zeros(2**18)  # 1 MiB
 
