@@ -129,21 +129,70 @@ def _turned(x: Tensor) -> Tensor:
     return _Turned.apply(x)
 
 
+class _Depthwise(torch.autograd.Function):
+    """Depthwise convolution of `[N, W, C]` over W with weights `[C, 1, K]`, zero beyond the ends.
+
+    One clip is an image of C channels, W rows and one column, in channels-last memory: of five layouts the fastest on
+    CPUs (benchmarks/formulations.py times them). The weight's gradient, Σ grad(t)·y(t + k − K/2) over clips and frames,
+    is written out: oneDNN adds all frames up in one float32 number after the other and is 2.5e-6 off at 19,200 of them;
+    this sums by halves (1.4e-7), a third of the way to `F.conv1d`'s time, which is 2.1e-7 off.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, weight: Tensor) -> Tensor:
+        return _convolved(y, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        y, weight = ctx.saved_tensors
+        taps = weight.shape[-1]
+        grad_y = grad_weight = None
+        if ctx.needs_input_grad[0]:  # the same convolution with the taps turned round
+            grad_y = _Depthwise.apply(grad, weight.flip(-1))
+        if ctx.needs_input_grad[1]:
+            window, sums = y.shape[1], []
+            for shift in range(-(taps // 2), taps // 2 + 1):
+                first = max(0, -shift)
+                last = max(first, min(window, window - shift))
+                sums.append((grad[:, first:last] * y[:, first + shift : last + shift]).sum((0, 1)))  # [C]
+            grad_weight = torch.stack(sums, dim=-1)[:, None]
+        return grad_y, grad_weight
+
+    @staticmethod
+    def jvp(ctx: Any, y_tangent: Tensor, weight_tangent: Tensor) -> Tensor:
+        y, weight = ctx.saved_tensors
+        return _convolved(y_tangent, weight) + _convolved(y, weight_tangent)
+
+
+def _convolved(y: Tensor, weight: Tensor) -> Tensor:
+    image = y[:, :, None].permute(0, 3, 1, 2)  # [N, C, W, 1], in what conv2d takes for channels-last strides
+    with without_autocast(y.device.type):  # the backward pass may run beneath one too
+        z = F.conv2d(image, weight[..., None], padding=(weight.shape[-1] // 2, 0), groups=len(weight))
+    return z.permute(0, 2, 3, 1)[:, :, 0]  # [N, W, C]
+
+
+def _depthwise(y: Tensor, weight: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # as in _turned
+        return _convolved(y, weight)
+    return _Depthwise.apply(y, weight)
+
+
 def _blended_rows(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:
     """The tonality blend with channels last, `[B, P, W, C]` to the same, in the dtype of y (float32 or float64)."""
-    batch, pairs, window, channels = y.shape
     dw, db, pw, pb, gamma, beta = (w.to(y.dtype) for w in weights)
-    # One clip is an image of C channels, W rows and one column, in channels-last memory: of five layouts the fastest
-    # on CPUs, above all in the depthwise convolution's backward pass (benchmarks/formulations.py times them).
-    image = y.view(batch * pairs, window, 1, channels).permute(0, 3, 1, 2)  # [B·P, C, W, 1]
-    # Its weight's gradient is one float32 sum over all frames: 2.5e-6 off at 19,200 frames, where F.conv1d is 3e-7 off
-    # in seven times the time.
     # The depthwise bias goes through the pointwise product: the convolution's own bias doubles its backward pass.
+    z = _depthwise(y.flatten(0, 1), dw).view(y.shape)
+    mix = pw[:, :, 0]
     with without_autocast(y.device.type):
-        z = F.conv2d(image, dw[..., None], padding=(dw.shape[-1] // 2, 0), groups=channels)
-        mix = pw[:, :, 0]
-        u = F.linear(z.permute(0, 2, 3, 1).reshape(y.shape), mix, pb + mix @ db)
-    v = F.layer_norm(u, (channels,), gamma, beta, eps)
+        u = F.linear(z, mix, pb + mix @ db)
+    v = F.layer_norm(u, y.shape[-1:], gamma, beta, eps)
     return torch.lerp(y, v, strength.to(y.dtype)[:, :, None, None])  # (1 - s)·y + s·v, exactly y or v at 0 or 1
 
 

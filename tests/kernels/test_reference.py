@@ -250,13 +250,38 @@ class TestOtherDerivatives:
     def test_second_derivative(self) -> None:
         assert torch.autograd.gradgradcheck(reference.tonality_blend, self.arguments())
 
-    def test_forward_mode(self) -> None:
-        y, *rest = (v.detach() for v in self.arguments())
-        tangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-        _, got = torch.func.jvp(lambda v: reference.tonality_blend(v, *rest), (y,), (tangent,))
+    @pytest.mark.parametrize("argument", [0, 2])  # y and depthwise_weight have a rule of their own
+    def test_forward_mode(self, argument: int) -> None:
+        values = [v.detach() for v in self.arguments()]
+
+        def blended(value: Tensor) -> Tensor:
+            return reference.tonality_blend(*values[:argument], value, *values[argument + 1 :])
+
+        at = values[argument]
+        tangent = torch.linspace(-1, 1, at.numel(), dtype=at.dtype).view(at.shape)
+        _, got = torch.func.jvp(blended, (at,), (tangent,))
         step = 1e-6
-        ahead, behind = (reference.tonality_blend(y + h * tangent, *rest) for h in (step, -step))
+        ahead, behind = (blended(at + h * tangent) for h in (step, -step))
         torch.testing.assert_close(got, (ahead - behind) / (2 * step), rtol=1e-7, atol=1e-8)
+
+    @pytest.mark.parametrize("window", [1, 2, 3, 9])
+    @pytest.mark.parametrize("taps", [1, 3, 7])
+    def test_depthwise_weight_reaches_no_further_than_the_window(self, window: int, taps: int) -> None:
+        """Its gradient is written out: taps that lie beyond a short window on either side have none."""
+        y = torch.randn(2, window, 3, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(3, 1, taps, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(reference._Depthwise.apply, (y, weight))
+        by_weight = torch.autograd.grad(reference._depthwise(y, weight).sum(), weight)[0]
+        distance = (torch.arange(taps) - taps // 2).abs()
+        assert bool((by_weight[:, 0, distance >= window] == 0).all())
+
+    def test_depthwise_gradient_beneath_autocast_keeps_float32(self) -> None:
+        """It is a convolution of its own, which autocast would run in 16 bits."""
+        y, weight = torch.randn(2, 9, 3, requires_grad=True), torch.randn(3, 1, 7)
+        out, grad_out = reference._depthwise(y, weight), torch.randn(2, 9, 3)
+        plain = torch.autograd.grad(out, y, grad_out, retain_graph=True)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(torch.autograd.grad(out, y, grad_out)[0], plain)
 
     def test_gradients_come_back_in_rows(self) -> None:
         """What precedes the last transposition reads its gradient row by row."""
