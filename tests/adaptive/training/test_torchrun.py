@@ -28,14 +28,22 @@ def options_of(folder: Path, name: str, **options) -> dict:
     return {"data": str(folder / "songs"), "cache": str(folder / "cache"), "out": str(folder / name), **options}
 
 
-def torchrun(*command: object, restarts: int = 0) -> subprocess.CompletedProcess:
+def launched(*command: object, restarts: int = 0) -> subprocess.Popen:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
     launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]  # any free port
     paths = f"{Path(torchrun_worker.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    return subprocess.run(
-        [*launcher, *map(str, command)], capture_output=True, text=True, env=environment, timeout=240
-    )  # fmt: skip
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*launcher, *map(str, command)], stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def torchrun(*command: object, restarts: int = 0) -> subprocess.CompletedProcess:
+    with launched(*command, restarts=restarts) as process:
+        try:
+            said = process.communicate(timeout=240)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
 def work(*runs: dict, restarts: int = 0) -> tuple[list[dict], subprocess.CompletedProcess]:
@@ -129,6 +137,25 @@ def test_a_killed_process_ends_the_run(folder):
     assert done.returncode != 0
     assert time.time() - printed[0]["time"] < 60
     assert load_checkpoint(folder / "killed" / "last.safetensors").info["progress"]["step"] == 0
+
+
+@pytest.mark.slow
+def test_torchrun_stopped_by_a_signal_leaves_a_saved_run(folder):
+    """As a cluster's scheduler does it: SIGTERM comes to torchrun, which hands it on."""
+    options = options_of(folder, "scheduled", max_steps=10_000)
+    with launched(torchrun_worker.__file__, json.dumps(options)) as process:
+        try:
+            metrics, began = folder / "scheduled" / "metrics.jsonl", time.monotonic()
+            while not metrics.exists() or "train/loss" not in metrics.read_text():
+                assert time.monotonic() - began < 120
+                time.sleep(0.1)
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    saved = load_checkpoint(folder / "scheduled" / "last.safetensors").info["progress"]["step"]
+    assert saved == max(step for step, _ in curve(folder / "scheduled"))
+    assert said.count(f"interrupted at step {saved}: saved") == 1
 
 
 @pytest.mark.slow
