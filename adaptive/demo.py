@@ -22,8 +22,9 @@ from .audio.codec import CodecUnavailable, load_codec
 from .audio.synthesis import demo_piece, write_demo_set
 from .config import ComposeConfig, DemoConfig, PlotConfig, TrainConfig, UsageError
 from .inference.compose import compose_file, plot_file
+from .lock import FolderLock
 from .training.logging import note
-from .training.run import run_training
+from .training.run import prepare_folder, run_training
 
 TRAINING_SONGS = 4
 PRETRAINED = "encodec-24khz"  # the smaller of the two: the demo has to stay within minutes on a CPU
@@ -57,9 +58,13 @@ def prepare(out: Path) -> Path:
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Runs the demo and returns what `metrics.json` holds."""
+    with FolderLock(config.out) as lock:
+        prepare_folder(config.out, lock, resume=False)
+        return _run_demo(config)
+
+
+def _run_demo(config: DemoConfig) -> dict[str, Any]:
     began = time.perf_counter()
-    if config.out.exists() and not config.out.is_dir():
-        raise UsageError(f"--out {config.out} is a file; name a folder")
     codec = choose_codec(config)
     run = prepare(config.out)
     songs = config.out / "songs"

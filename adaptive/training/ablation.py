@@ -38,7 +38,8 @@ from adaptive_window.kernels import resample_windows
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..audio.synthesis import write_demo_set
-from ..config import AblateConfig, TrainConfig, to_plain
+from ..config import AblateConfig, TrainConfig, UsageError, to_plain
+from ..lock import FolderLock
 from ..plots import ablation_figure, save_figure
 from .checkpoint import BEST, LAST, PREVIOUS
 from .logging import RunLog, note
@@ -68,7 +69,14 @@ def run_ablation(config: AblateConfig) -> str:
     Raises:
         UsageError, and the errors of codecs, audio and data: what the user has to change, named.
     """
-    prepare_folder(config.out, resume=False)
+    with FolderLock(config.out) as lock:
+        prepare_folder(config.out, lock, resume=False)
+        if (config.out / "ablation.csv").exists():
+            raise UsageError(f"{config.out} holds an ablation already: name another --out")
+        return _run_ablation(config)
+
+
+def _run_ablation(config: AblateConfig) -> str:
     base = base_config(config)
     check_config(base)
     if config.data is None:

@@ -202,8 +202,8 @@ def test_a_folder_in_use_is_refused_until_its_process_is_dead(
     """SIGKILL frees it at once, even where a process that it had started lives on."""
     child, grandchild = held_by_child(trained)
     try:
-        for options in ((), ("--resume",)):
-            assert run(*train, "--out", trained, *options) == 2
+        for command in (train, (*train, "--resume"), ("demo",), ("ablate",)):
+            assert run(*command, "--out", trained) == 2
             message = said(capsys)
             assert f"{trained} is in use by process {child} on " in message
             assert "name another folder, or wait" in message

@@ -82,7 +82,9 @@ def test_command(tmp_path, capsys):
     assert [found["windows/pair0/ratio_input"] == 1.0 for found in windows] == [True, True, False, False]
     assert [found["windows/pair0/strength"] == 0.0 for found in windows] == [True, True, True, False]
 
-    assert cli.main([str(a) for a in (*arguments[:5], "--clip-seconds", 1)]) == 2
+    assert cli.main([str(a) for a in (*arguments, *sizes)]) == 2
+    assert f"{out} holds an ablation already: name another --out" in capsys.readouterr().err
+    assert cli.main(["ablate", "--data", str(songs), "--out", str(tmp_path / "other"), "--clip-seconds", "1"]) == 2
     assert "shorter than --window-seconds" in capsys.readouterr().err
 
 
