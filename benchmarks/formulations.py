@@ -3,8 +3,9 @@
     python benchmarks/formulations.py --batch 8
 
 All cut windows as `kernels/reference.py` does (rows of a table, channels last) and give the same values; they differ in
-how the depthwise and pointwise convolutions see those rows. `loop` is the structure that the package replaces. Medians
-of forward and backward; processor time as well, which other work on the machine disturbs less.
+how the depthwise and pointwise convolutions see those rows. `a loop` is the structure that the package replaces.
+`products alone` is what none can be faster than: the pointwise convolution's three matrix products and nothing else.
+Medians of forward and backward; processor time as well, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from adaptive_window.kernels import reference
 
+T = TypeVar("T")
 Depthwise = Callable[[Tensor, Tensor, Tensor], Tensor]  # rows [N, W, C], weight [C, 1, K], bias [C]
 
 
@@ -63,6 +66,12 @@ def _pointwise_linear(z: Tensor, pw: Tensor, pb: Tensor) -> Tensor:
     return F.linear(z, pw[:, :, 0], pb)
 
 
+def products_alone(case: Case) -> Callable[[], object]:
+    rows, weight = torch.randn(case.batch * case.pairs * case.window, case.channels), torch.randn(2 * (case.channels,))
+    rows, weight = (value.to(getattr(torch, case.dtype)) for value in (rows, weight))
+    return lambda: (rows @ weight, rows @ weight.T, rows.T @ rows)
+
+
 def formulation(depthwise: Depthwise, case: Case) -> Callable[..., Tensor]:
     def call(x: Tensor, start: Tensor, ratio: Tensor, strength: Tensor, *weights: Tensor) -> Tensor:
         dw, db, pw, pb, gamma, beta = weights
@@ -87,19 +96,29 @@ def main() -> None:
     calls |= {f.__name__: formulation(f, case) for f in (channels_first, time_across, time_down, shifts, unfold)}
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
-    errors = {}
+    products, bound = products_alone(case), "products alone"
+    wall[bound], cpu[bound], errors = [], [], {bound: 0.0}
+
+    def timed(name: str, run: Callable[[], T]) -> T:
+        began, began_cpu = time.perf_counter(), time.process_time()
+        result = run()
+        wall[name].append(time.perf_counter() - began)
+        cpu[name].append(time.process_time() - began_cpu)
+        return result
+
+    def both(call: Callable[..., Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        out = call(*inputs)
+        return out, torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
+
     for _ in range(options.rounds + 1):
+        timed(bound, products)
         for name, call in calls.items():
-            began, began_cpu = time.perf_counter(), time.process_time()
-            out = call(*inputs)
-            grads = torch.autograd.grad(out, inputs, grad_out, allow_unused=True)
-            wall[name].append(time.perf_counter() - began)
-            cpu[name].append(time.process_time() - began_cpu)
+            out, grads = timed(name, lambda call=call: both(call))
             pairs = ((out.detach(), true[0]), *zip(grads, true[1], strict=True))
             errors[name] = max(error(got, wanted) for got, wanted in pairs if got is not None)
     print(f"{case.title}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'':18}{'wall ms':>9}{'x loop':>8}{'cpu ms':>9}{'x loop':>8}{'error':>10}")
-    for name in calls:
+    for name in wall:
         a, b = (statistics.median(v[name][1:]) for v in (wall, cpu))  # the first round warms up
         loop, loop_cpu = (statistics.median(v[BASELINE][1:]) for v in (wall, cpu))
         print(f"{name:18}{1e3 * a:9.1f}{loop / a:8.2f}{1e3 * b:9.1f}{loop_cpu / b:8.2f}{errors[name]:10.1e}")
