@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tracks", type=int, default=200, help="held-out tracks")
-    parser.add_argument("--overlap-weight", type=float, default=1.0)
+    parser.add_argument("--overlap-weight", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     title = None

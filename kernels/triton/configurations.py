@@ -60,7 +60,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
         Row(_c(8, BLOCK_T=32, HOIST=False), arch=0, precision="fp64"),
         Row(_c(8, BLOCK_T=32, HOIST=True), arch=0),
-        Row(_c(4, BLOCK_T=16, HOIST=False), precision="fp64", full=False),
+        Row(_c(8, BLOCK_T=16, HOIST=False), precision="fp64", full=False, resample=False),
         Row(_c(8, BLOCK_T=32, HOIST=False), precision="fp64"),
         Row(_c(4, BLOCK_T=128, HOIST=True, per_processor=2), padded=64),
         Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, even=False),
@@ -92,7 +92,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="fp64"),
         Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="16 bits"),  # of the gradient; twice the channels spill 16 B
         Row(_c(4, BLOCK_X=128, BLOCK_C=32), even=False),
-        Row(_c(8, BLOCK_X=128, BLOCK_C=64), full=False),
+        Row(_c(8, BLOCK_X=256, BLOCK_C=32), full=False),
         Row(_c(4, BLOCK_X=128, BLOCK_C=64)),
     ),
 }

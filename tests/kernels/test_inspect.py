@@ -136,11 +136,20 @@ def test_registers_and_shared_memory_suffice(arch: int, spill_bytes: int, shared
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arch", "shape"), [(90, "odd"), (80, "odd"), (90, "96 channels"), (90, "75 fps"), (90, "channels last")]
+    ("arch", "shape", "dtype"),
+    [
+        (90, "odd", "float32"),
+        (80, "odd", "float32"),
+        (90, "96 channels", "float32"),
+        (90, "96 channels", "bfloat16"),
+        (90, "75 fps", "float32"),
+        (90, "channels last", "float32"),
+    ],
 )
-def test_other_sizes_do_not_spill_either(arch: int, shape: str) -> None:
-    """In TF32; `--shape all` compiles everything else as well."""
-    done = command("--arch", str(arch), "--shape", shape, "--json", "windowed_tonality", "tf32", "float32")
+def test_other_sizes_do_not_spill_either(arch: int, shape: str, dtype: str) -> None:
+    """`--shape all` compiles everything else as well."""
+    precision = {"float32": "tf32", "bfloat16": "bf16"}[dtype]
+    done = command("--arch", str(arch), "--shape", shape, "--json", "windowed_tonality", precision, dtype)
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout)
     assert {report["shape"] for report in reports} == {shape}
