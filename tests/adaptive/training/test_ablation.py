@@ -57,6 +57,17 @@ def test_table_compares_each_variant_with_the_one_before():
     assert "| -0.2000 ± 0.0000 (-66.7 %) | 0 of 2 |" in lines[5]
 
 
+def test_no_share_of_what_may_as_well_be_nothing():
+    scores = [
+        ablation.Score(variant, seed, skill, 1 - skill, 1.0, 0.5)
+        for variant in ablation.VARIANTS
+        for seed, skill in enumerate((-0.01, 0.02) if variant == "single window" else (0.03, 0.05))
+    ]
+    lines = ablation.as_table(scores).splitlines()
+    assert "| +0.0350 ± 0.0071 | 2 of 2 |" in lines[3]
+    assert "| +0.0000 ± 0.0000 (+0.0 %) | 0 of 2 |" in lines[4]
+
+
 def test_command(tmp_path, capsys):
     songs, out = tmp_path / "songs", tmp_path / "out"
     write_demo_set(songs, pairs=1, val=1, seconds=4.0, seed=3)
