@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ AXES: dict[str, tuple[str, tuple[int, ...]]] = {
     "W": ("window", (80, 160, 320, 640)),
     "C": ("channels", (16, 32, 64, 128)),
 }
+STYLES = ("o-", "s--", "^-.", "D:")  # curves differ without colour too
 LARGE = {"B": (8, 16, 32, 64), "P": (1, 2, 4, 8), "T": (1200, 2400, 4800, 9600), "W": (160, 320, 640, 1120)}
 
 
@@ -79,16 +82,18 @@ def plot(results: dict[str, Any], folder: Path, label: str, prefix: str) -> list
     paths = []
     for axis, curves in results.get("axes", {}).items():
         figure, axes = plt.subplots(figsize=(4.2, 3.0), layout="constrained")
-        for provider, curve in curves.items():
-            if "exponent" not in curve:
-                continue
+        shown = {provider: curve for provider, curve in curves.items() if "exponent" in curve}
+        for (provider, curve), style in zip(shown.items(), cycle(STYLES)):
             milliseconds = [1e3 * s for s in curve["seconds"]]
-            axes.loglog(curve["sizes"], milliseconds, "o-", label=f"{provider}, {axis}^{curve['exponent']:.2f}")
-        axes.set(xlabel=axis, ylabel="forward and backward, ms", title=label)
-        axes.title.set_fontsize(8)
+            axes.loglog(curve["sizes"], milliseconds, style, label=f"{provider}, {axis}^{curve['exponent']:.2f}")
+        axes.set(xlabel=axis, ylabel="forward and backward, ms")
+        axes.set_title("\n".join(textwrap.wrap(label, 48)), fontsize=8)
         axes.set_xticks(curves[next(iter(curves))]["sizes"] or [1])
-        axes.get_xaxis().set_major_formatter(mpl.ticker.ScalarFormatter())
-        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))  # a curve within one decade has ticks too
+        axes.yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(mpl.ticker.NullLocator())
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
         paths.append(folder / f"{prefix}-scaling-{axis}.svg")
