@@ -234,6 +234,22 @@ def test_reach_keeps_far_places_out() -> None:
     assert min(start.item(), 160 - start.item()) < REACH + 2 * REACH  # of centre, and of half the length per step
 
 
+def test_reach_is_two_cells_and_two_steps() -> None:
+    """Without sharpness all places within reach of the best weigh alike, and no other one anything."""
+    selector = CorrelationSelector(2, 1, window_frames=40, max_ratio=1.5)
+    with torch.no_grad():
+        selector.log_sharpness.fill_(-100.0)
+    places = lattice(90, 40, 1.5, 1, torch.float32, torch.device("cpu"))
+    scores = torch.zeros(1, 1, *places.fits.shape)
+    k, s = 3, 17
+    scores[0, 0, k, s] = 1.0
+    weights = selector._around_the_best(scores, places)[0, 0]
+    near = (places.centres - places.centres[k, s]).abs() <= 2
+    near &= ((places.steps - k).abs() <= 2) & places.fits
+    assert 15 <= int(near.sum()) <= 25
+    torch.testing.assert_close(weights, near / near.sum(), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "name"),
     [

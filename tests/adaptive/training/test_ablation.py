@@ -99,8 +99,25 @@ def test_command(tmp_path, capsys):
     assert "shorter than --window-seconds" in capsys.readouterr().err
 
 
-def test_runs_share_their_data_and_differ_by_seed(tmp_path):
-    base = ablation.base_config(AblateConfig(out=tmp_path, seed=7))
+def test_runs_share_their_data_and_differ_by_seed(tmp_path, monkeypatch):
+    config = AblateConfig(out=tmp_path, seed=7, max_ratio=1.4)
+    base = ablation.base_config(config)
     assert base.seed == 7
     assert base.data == tmp_path / "songs"
     assert base.examples == 0
+
+    class Seen(Exception):
+        pass
+
+    def look(changed, *_, **__):
+        raise Seen(changed)
+
+    monkeypatch.setattr(ablation, "Trainer", look)
+    for variant, seed in ((variant, seed) for variant in ablation.VARIANTS for seed in (7, 8)):
+        with pytest.raises(Seen) as caught:
+            ablation.run_variant(config, base, variant, seed, None, None, None)
+        changed = caught.value.args[0]
+        assert changed.seed == seed
+        assert changed.data == base.data
+        parts = (changed.num_pairs > 1, changed.max_ratio > 1.0, changed.max_strength > 0.0)
+        assert parts == tuple(ablation.VARIANTS.index(variant) >= k for k in (1, 2, 3))

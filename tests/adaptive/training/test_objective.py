@@ -122,6 +122,15 @@ def test_ratio_spread_that_does_not_fit_the_range_is_refused(tmp_path):
     objective(tmp_path, ratio_diversity_weight=1.0, ratio_spread=0.25)
 
 
+def test_ratio_spread_is_what_diversity_counts_up_to(tmp_path, problem):
+    """Ratios here differ by at most 0.15: less than either spread."""
+    far, near = (
+        objective(tmp_path, ratio_diversity_weight=1.0, ratio_spread=spread)(*problem)[1]["ratio_diversity"].item()
+        for spread in (0.2, 0.25)
+    )
+    assert 0.2 * far == pytest.approx(0.25 * near, rel=1e-5)
+
+
 @pytest.mark.parametrize("differentiable", [True, False])
 def test_envelope_copy_counts_by_its_weight_and_reaches_the_patterns(tmp_path, problem, differentiable):
     outputs, *_ = problem
