@@ -5,7 +5,8 @@
 All cut windows as `kernels/reference.py` does (rows of a table, channels last) and give the same values; they differ in
 how the depthwise and pointwise convolutions see those rows. `a loop` is the structure that the package replaces.
 `products alone` is what none can be faster than: the pointwise convolution's three matrix products and nothing else.
-Medians of forward and backward; processor time as well, which other work on the machine disturbs less.
+Medians of forward and backward; processor time as well, which other work on the machine disturbs less. `dw error` is
+that of the depthwise weight's gradient alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from adaptive_window.kernels import reference
 
 T = TypeVar("T")
+DEPTHWISE_WEIGHT = 4  # its place among the inputs: the gradient that a formulation sums over all frames
 Depthwise = Callable[[Tensor, Tensor, Tensor], Tensor]  # rows [N, W, C], weight [C, 1, K], bias [C]
 
 
@@ -94,10 +96,10 @@ def main() -> None:
     true = truth(inputs, grad_out, case.window)
     calls = {name: build(name, case) for name in (BASELINE, "c reference")}
     calls |= {f.__name__: formulation(f, case) for f in (channels_first, time_across, time_down, shifts, unfold)}
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
     products, bound = products_alone(case), "products alone"
-    wall[bound], cpu[bound], errors = [], [], {bound: 0.0}
+    wall: dict[str, list[float]] = {name: [] for name in (*calls, bound)}
+    cpu: dict[str, list[float]] = {name: [] for name in (*calls, bound)}
+    errors = {bound: (0.0, 0.0)}
 
     def timed(name: str, run: Callable[[], T]) -> T:
         began, began_cpu = time.perf_counter(), time.process_time()
@@ -115,13 +117,17 @@ def main() -> None:
         for name, call in calls.items():
             out, grads = timed(name, lambda call=call: both(call))
             pairs = ((out.detach(), true[0]), *zip(grads, true[1], strict=True))
-            errors[name] = max(error(got, wanted) for got, wanted in pairs if got is not None)
+            worst = max(error(got, wanted) for got, wanted in pairs if got is not None)
+            errors[name] = worst, error(grads[DEPTHWISE_WEIGHT], true[1][DEPTHWISE_WEIGHT])
     print(f"{case.title}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'':18}{'wall ms':>9}{'x loop':>8}{'cpu ms':>9}{'x loop':>8}{'error':>10}")
+    print(f"{'':18}{'wall ms':>9}{'x loop':>8}{'cpu ms':>9}{'x loop':>8}{'error':>10}{'dw error':>10}")
     for name in wall:
         a, b = (statistics.median(v[name][1:]) for v in (wall, cpu))  # the first round warms up
         loop, loop_cpu = (statistics.median(v[BASELINE][1:]) for v in (wall, cpu))
-        print(f"{name:18}{1e3 * a:9.1f}{loop / a:8.2f}{1e3 * b:9.1f}{loop_cpu / b:8.2f}{errors[name]:10.1e}")
+        print(
+            f"{name:18}{1e3 * a:9.1f}{loop / a:8.2f}{1e3 * b:9.1f}{loop_cpu / b:8.2f}"
+            + "".join(f"{e:10.1e}" for e in errors[name])
+        )
 
 
 if __name__ == "__main__":

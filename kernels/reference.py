@@ -133,9 +133,9 @@ class _Depthwise(torch.autograd.Function):
     """Depthwise convolution of `[N, W, C]` over W with weights `[C, 1, K]`, zero beyond the ends.
 
     One clip is an image of C channels, W rows and one column, in channels-last memory: of five layouts the fastest on
-    CPUs (benchmarks/formulations.py times them). The weight's gradient, Σ grad(t)·y(t + k − K/2) over clips and frames,
-    is written out: oneDNN adds all frames up in one float32 number after the other and is 2.5e-6 off at 19,200 of them;
-    this sums by halves (1.4e-7), a third of the way to `F.conv1d`'s time, which is 2.1e-7 off.
+    CPUs. The weight's gradient, Σ grad(t)·y(t + k − K/2) over clips and frames, is written out: oneDNN adds all frames
+    up in one float32 number after the other and is 2.2e-6 off at 19,200 of them; this sums by halves, 2.6e-7, and
+    `F.conv1d` is 3.0e-7 off (benchmarks/formulations.py prints times and errors).
     """
 
     generate_vmap_rule = True
