@@ -1,10 +1,12 @@
 """Two processes on the CPU, started by torchrun, each with the small agent (tests/support/torchrun_worker.py)."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,21 +30,25 @@ def options_of(folder: Path, name: str, **options) -> dict:
     return {"data": str(folder / "songs"), "cache": str(folder / "cache"), "out": str(folder / name), **options}
 
 
-def launched(*command: object, restarts: int = 0) -> subprocess.Popen:
+@contextlib.contextmanager
+def launched(*command: object, restarts: int = 0) -> Iterator[subprocess.Popen]:
+    """torchrun at work; killed at the end, if it still is."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
     launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]  # any free port
     paths = f"{Path(torchrun_worker.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     pipe = subprocess.PIPE
-    return subprocess.Popen([*launcher, *map(str, command)], stdout=pipe, stderr=pipe, text=True, env=environment)
+    whole = [*launcher, *map(str, command)]
+    with subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def torchrun(*command: object, restarts: int = 0) -> subprocess.CompletedProcess:
     with launched(*command, restarts=restarts) as process:
-        try:
-            said = process.communicate(timeout=240)
-        finally:
-            process.kill()
+        said = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
@@ -144,15 +150,12 @@ def test_torchrun_stopped_by_a_signal_leaves_a_saved_run(folder):
     """As a cluster's scheduler does it: SIGTERM comes to torchrun, which hands it on."""
     options = options_of(folder, "scheduled", max_steps=10_000)
     with launched(torchrun_worker.__file__, json.dumps(options)) as process:
-        try:
-            metrics, began = folder / "scheduled" / "metrics.jsonl", time.monotonic()
-            while not metrics.exists() or "train/loss" not in metrics.read_text():
-                assert time.monotonic() - began < 120
-                time.sleep(0.1)
-            process.terminate()
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
+        metrics, began = folder / "scheduled" / "metrics.jsonl", time.monotonic()
+        while not metrics.exists() or "train/loss" not in metrics.read_text():
+            assert time.monotonic() - began < 120
+            time.sleep(0.1)
+        process.terminate()
+        _, said = process.communicate(timeout=60)
     saved = load_checkpoint(folder / "scheduled" / "last.safetensors").info["progress"]["step"]
     assert saved == max(step for step, _ in curve(folder / "scheduled"))
     assert said.count(f"interrupted at step {saved}: saved") == 1
