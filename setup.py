@@ -4,7 +4,12 @@ Both folder names are taken on PyPI, and a top-level package called `kernels` si
 of that name, which `transformers` imports.
 """
 
-from setuptools import find_packages, setup
+import hashlib
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
 
 PACKAGE_DIR = {"adaptive_window": "adaptive", "adaptive_window.kernels": "kernels"}
 
@@ -15,6 +20,29 @@ def packages() -> list[str]:
     for installed, folder in PACKAGE_DIR.items():
         names += [installed, *(f"{installed}.{name}" for name in find_packages(folder))]
     return names
+
+
+def extensions() -> list[Extension]:
+    """The CPU kernels, where their compiler flags are known. Without a C compiler the package installs without them."""
+    flags = {"x86_64": ["-mavx2", "-mfma"], "aarch64": []}.get(platform.machine())
+    if flags is None or not sys.platform.startswith("linux"):
+        return []
+    folder = Path(PACKAGE_DIR["adaptive_window.kernels"], "native")
+    files = [str(folder / name) for name in ("rows.h", "stages.h", "windows.c")]
+    # kernels/native/library.py compares it, so that nobody calls functions that have changed since they were compiled
+    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+    return [
+        Extension(
+            "adaptive_window.kernels.native._windows",
+            sources=files[2:],
+            depends=files[:2],
+            define_macros=[("SOURCES", f'"{digest}"')],
+            extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno", "-Wall", "-Wextra", *flags],
+            extra_link_args=["-fopenmp"],
+            libraries=["m"],
+            optional=True,
+        )
+    ]
 
 
 ENCODEC = ["encodec>=0.1.1", "torchaudio==2.11.*", "torch<2.15"]
@@ -32,6 +60,7 @@ setup(
     package_dir=PACKAGE_DIR,
     packages=packages(),
     package_data={"adaptive_window": ["py.typed"], "adaptive_window.kernels": ["py.typed"]},
+    ext_modules=extensions(),
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops
-from .validation import check_triton_sizes
+from .validation import NO_SECOND_DERIVATIVE, check_triton_sizes
 
 
 def _refuse_forward_mode(*tensors: Tensor) -> None:
@@ -18,7 +18,7 @@ def _refuse_forward_mode(*tensors: Tensor) -> None:
     if any(forward_ad.unpack_dual(v).tangent is not None for v in tensors):
         raise NotImplementedError(
             "the Triton kernels have no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad): use "
-            "backward, or backend='reference'"
+            "backward (of the three functions, tonality_blend alone has one, with backend='reference')"
         )
 
 
@@ -69,10 +69,7 @@ def _differentiate(forward: Any, backward: Callable[..., list[Tensor]]) -> None:
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise NotImplementedError(
-        "the Triton kernels have no second derivative: call backward without create_graph=True, or use "
-        "backend='reference'"
-    )
+    raise NotImplementedError(NO_SECOND_DERIVATIVE.format("Triton"))
 
 
 _differentiate(

@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from .native import library
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"  # Triton reads it once, when it is imported; so do we
 
@@ -29,13 +34,47 @@ def _why_not_triton(x: Tensor) -> str | None:
     return f"x is on {x.device}; it needs a CUDA device, or TRITON_INTERPRET=1 set before the start for CPU tensors"
 
 
-def choose_backend(backend: str, x: Tensor) -> str:
-    """`"triton"` or `"reference"`; a backend asked for by name never falls back."""
+def _why_not_native(tensors: tuple[Tensor, ...], taps: int) -> str | None:
+    """None where the compiled CPU kernels can take these tensors, else the reason.
+
+    They read memory by address: what traces or transforms a program would not see them do it.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "a program is being traced, and it cannot be"
+    for value in tensors:
+        if value.device.type != "cpu":
+            return f"a tensor is on {value.device}; it needs CPU tensors"
+        if type(value) not in (Tensor, torch.nn.Parameter):
+            return f"it cannot read a {type(value).__name__}"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func is active, which it cannot follow"
+    if is_in_torch_dispatch_mode():
+        return "a dispatch mode is active, which it cannot follow"
+    if any(forward_ad.unpack_dual(value).tangent is not None for value in tensors):
+        return "it has no forward-mode derivative"
+    if taps > library.MAX_TAPS:
+        return f"it takes at most {library.MAX_TAPS} taps, got K = {taps}"
+    return library.why_not()
+
+
+def choose_backend(backend: str, *tensors: Tensor, taps: int = 1) -> str:
+    """`"triton"`, `"native"` or `"reference"` for a call with these tensors, x first, and K = `taps`.
+
+    A backend asked for by name never falls back.
+    """
+    x = tensors[0]
     if backend == "triton":
         reason = _why_not_triton(x)
         if reason is not None:
             raise RuntimeError(f"backend='triton' cannot run: {reason}")
         return "triton"
+    if backend == "native":
+        reason = _why_not_native(tensors, taps)
+        if reason is not None:
+            raise RuntimeError(f"backend='native' cannot run: {reason}")
+        return "native"
     if backend == "auto" and x.device.type == "cuda" and _why_not_triton(x) is None:
         return "triton"
+    if backend == "auto" and x.device.type == "cpu" and _why_not_native(tensors, taps) is None:
+        return "native"
     return "reference"

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import reference
 from .backend import choose_backend
+from .native import autograd as native
 from .validation import check_backend, check_source, check_tensor, check_tonality
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # depthwise, pointwise, norm: weight and bias of each
@@ -37,7 +38,8 @@ def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int, *, ba
         start: where each window begins, in frames (fractions allowed), `[B, P]`.
         ratio: how much each window is compressed in time, > 0, `[B, P]`: a window of ratio r covers r·W frames of x.
         window: W, the frames of each output, ≥ 1.
-        backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`.
+        backend: `"triton"` (CUDA), `"native"` (compiled C, CPU), `"reference"` (PyTorch, anywhere), or `"auto"`: the
+            fastest of these that can take the call.
 
     Returns:
         `[B, P, C, W]`, dtype of x, contiguous.
@@ -63,15 +65,18 @@ def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int, *, ba
         TypeError: an argument is no tensor, not dense, not floating, or of another dtype than x.
         ValueError: a wrong rank, shape, device or backend name; an empty clip; `window` < 1; for the Triton backend,
             more than 1024 channels, or 2²⁴ frames and more.
-        RuntimeError: `backend="triton"` was asked for where it cannot run.
+        RuntimeError: `backend="triton"` or `"native"` was asked for where it cannot run; the message says why.
     """
     start, ratio, x = _autocast((start, ratio), (x,))
     check_source(x, start, ratio, window)
     check_backend(backend)
-    if choose_backend(backend, x) == "triton":
+    chosen = choose_backend(backend, x, start, ratio)
+    if chosen == "triton":
         from . import autograd
 
         return autograd.resample_windows(x, start, ratio, window)
+    if chosen == "native":
+        return native.resample_windows(x, start, ratio, window)
     return reference.resample_windows(x, start, ratio, window)
 
 
@@ -102,7 +107,7 @@ def tonality_blend(
         pointwise_weight: `[C, C, 1]`; pointwise_bias: `[C]`.
         norm_weight, norm_bias: `[C]`.
         eps: added to the variance, > 0.
-        backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`.
+        backend: as `resample_windows`; `"native"` takes K ≤ 31.
 
     Returns:
         `[B, P, C, W]`, dtype of y, contiguous. Differentiable in every tensor. Accumulates in float32 for 16-bit
@@ -120,10 +125,13 @@ def tonality_blend(
             raise ValueError(f"y must have {letter} >= 1, got shape {list(y.shape)}")
     check_tonality("y", y, y.shape[1], strength, _named(weights), eps)
     check_backend(backend)
-    if choose_backend(backend, y) == "triton":
+    chosen = choose_backend(backend, y, strength, *weights, taps=dw.shape[-1])
+    if chosen == "triton":
         from . import autograd
 
         return autograd.tonality_blend(y, strength, weights, eps)
+    if chosen == "native":
+        return native.tonality_blend(y, strength, weights, eps)
     return reference.tonality_blend(y, strength, *weights, eps)
 
 
@@ -157,10 +165,13 @@ def windowed_tonality(
     check_source(x, start, ratio, window)
     check_tonality("x", x, start.shape[1], strength, _named(weights), eps)
     check_backend(backend)
-    if choose_backend(backend, x) == "triton":
+    chosen = choose_backend(backend, x, start, ratio, strength, *weights, taps=dw.shape[-1])
+    if chosen == "triton":
         from . import autograd
 
         return autograd.windowed_tonality(x, start, ratio, strength, weights, window, eps)
+    if chosen == "native":
+        return native.windowed_tonality(x, start, ratio, strength, weights, window, eps)
     return reference.windowed_tonality(x, start, ratio, strength, *weights, window, eps)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("auto", "triton", "native", "reference")
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -135,3 +135,9 @@ def check_triton_sizes(name: str, x: Tensor, window: int) -> None:
         )
     if window >= MAX_FRAMES:
         raise ValueError(f"window must be less than 2²⁴ frames for backend='triton', got {window}")
+
+
+NO_SECOND_DERIVATIVE = (
+    "the {} kernels have no second derivative: call backward without create_graph=True (of the three functions, "
+    "tonality_blend alone has one, with backend='reference')"
+)

@@ -1,4 +1,4 @@
-"""Random calls of the public functions, forward and backward, for the sanitizer: small, odd, strided and absurd.
+"""Random calls of the public functions, forward and backward: small, odd, strided and absurd.
 
 A case is a pure function of its seed, so a report's seed is all that is needed to see it again:
 
@@ -162,8 +162,8 @@ def run(case: Case, backend: str, grad: Tensor, values: dict[str, Tensor]) -> tu
     return out.detach(), dict(zip(names, grads, strict=True))
 
 
-def check(case: Case) -> None:
-    """The Triton backend on `case`; raises AssertionError where it differs from the specification.
+def check(case: Case, backend: str = "triton") -> None:
+    """`backend` on `case`; raises AssertionError where it differs from the specification.
 
     Float64: every value and gradient. Float32: no NaN where the specification has none (its accuracy is another
     test's). With an absurd window: the windows without NaN; gradients only have to come out.
@@ -172,7 +172,7 @@ def check(case: Case) -> None:
     generator = torch.Generator().manual_seed(case.seed + 1)
     shape = (case.batch, case.pairs, case.channels, case.window)
     grad = laid_out(shape, case.grad_layout, case.dtype, generator)
-    out, grads = run(case, "triton", grad, values)
+    out, grads = run(case, backend, grad, values)
     want, want_grads = run(case, "reference", grad, values)
     assert torch.equal(out.isnan(), want.isnan()), f"{case}: NaN elsewhere than in the specification"
     for name, value in grads.items():

@@ -1,0 +1,205 @@
+"""Which passes of `windows.c` make an operation, forward and backward; no autograd here.
+
+Rows are frames with channels side by side. Few windows go through all passes at a time, in buffers that stay in the
+processor's cache; the pointwise convolution's three matrix products between the passes are PyTorch's. N = B·P windows,
+numbered clip by clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .library import TILE, call
+
+BUFFER_BYTES = 2**20  # of one buffer; a pass reads and writes two to four
+VALUES_PER_THREAD = 2**15  # fewer are not worth waking a thread for: PyTorch's own grain
+
+
+class Weights(NamedTuple):
+    """The transform as the passes read it: taps `[K, C]`, mix `[C, C]` (out, in), and three rows `[C]`.
+
+    The depthwise bias has gone through the mix into `bias`.
+    """
+
+    taps: Tensor
+    mix: Tensor
+    bias: Tensor
+    gamma: Tensor
+    beta: Tensor
+
+
+Buffers = tuple[Tensor | None, ...]  # of a source's gradients: None where nobody asks
+
+
+class Source(Protocol):
+    """Where rows come from, and where their gradient goes."""
+
+    def read(self, part: slice, y: Tensor) -> None:
+        """Fill y `[n, W, C]` with the windows of `part`."""
+
+    def accept(self, part: slice, dy: Tensor, into: Buffers) -> None:
+        """Take the gradient of those windows."""
+
+
+def _threads(values: int) -> int:
+    return max(1, min(torch.get_num_threads(), values // VALUES_PER_THREAD))
+
+
+def turned(x: Tensor) -> Tensor:
+    """`[A, R, S]` -> `[A, S, R]`, both contiguous."""
+    out = x.new_empty(x.shape[0], x.shape[2], x.shape[1])
+    call("turn", x.dtype, _threads(x.numel()), *x.shape, x, out)
+    return out
+
+
+def _parts(count: int, window: int, channels: int, itemsize: int) -> Iterator[slice]:
+    size = max(1, BUFFER_BYTES // (window * channels * itemsize))
+    for first in range(0, count, size):
+        yield slice(first, min(count, first + size))
+
+
+def _buffers(number: int, like: Tensor, count: int, window: int, channels: int) -> list[Tensor]:
+    longest = max((part.stop - part.start for part in _parts(count, window, channels, like.element_size())), default=0)
+    return [like.new_empty(longest, window, channels) for _ in range(number)]
+
+
+class Clips(NamedTuple):
+    """Windows cut out of clips."""
+
+    clips: Tensor  # [B, T, C]
+    left: Tensor  # [N, W], int64: the frame before each position
+    fraction: Tensor  # [N, W]: how far beyond it; NaN marks its whole window
+    pairs: int
+
+    @classmethod
+    def at(cls, x: Tensor, positions: Tensor) -> Clips:
+        """x `[B, C, T]`, contiguous; positions `[B, P, W]` in frames."""
+        left = positions.nan_to_num(0.0).floor()
+        fraction = (positions - left).to(x.dtype)
+        return cls(turned(x), left.long().flatten(0, 1), fraction.flatten(0, 1), positions.shape[1])
+
+    def _sizes(self, part: slice) -> tuple[int, ...]:
+        number, window, (_, frames, channels) = part.stop - part.start, self.left.shape[1], self.clips.shape
+        threads = _threads(number * window * channels)
+        return threads, number, self.pairs, part.start, frames, window, channels
+
+    def read(self, part: slice, y: Tensor) -> None:
+        call("cut", y.dtype, *self._sizes(part), self.clips, self.left[part], self.fraction[part], y)
+
+    def buffers(self, of_x: bool, of_positions: bool) -> Buffers:
+        return (
+            torch.zeros_like(self.clips) if of_x else None,
+            torch.empty_like(self.fraction) if of_positions else None,
+        )
+
+    def accept(self, part: slice, dy: Tensor, into: Buffers) -> None:
+        sizes, left, (dclips, dplace) = self._sizes(part), self.left[part], into
+        if dplace is not None:
+            call("place_backward", dy.dtype, *sizes, self.clips, left, dy, dplace[part])
+        if dclips is not None:
+            call("cut_backward", dy.dtype, *sizes, left, self.fraction[part], dy, dclips)
+
+
+class Windows(NamedTuple):
+    """Windows that are there already."""
+
+    windows: Tensor  # [N, C, W]
+
+    def _turn(self, part: slice, size_from: int, size_to: int, source: Tensor, target: Tensor) -> None:
+        number = part.stop - part.start
+        threads = _threads(number * size_from * size_to)
+        call("turn", source.dtype, threads, number, size_from, size_to, source, target)
+
+    def read(self, part: slice, y: Tensor) -> None:
+        self._turn(part, *self.windows.shape[1:], self.windows[part], y)
+
+    def buffers(self, of_y: bool) -> Buffers:
+        return (torch.empty_like(self.windows) if of_y else None,)
+
+    def accept(self, part: slice, dy: Tensor, into: Buffers) -> None:
+        (dwindows,) = into
+        if dwindows is not None:
+            self._turn(part, dy.shape[1], dy.shape[2], dy, dwindows[part])
+
+
+def resample(clips: Clips) -> Tensor:
+    """-> `[N, C, W]`."""
+    (count, window), channels = clips.left.shape, clips.clips.shape[2]
+    out = clips.clips.new_empty(count, channels, window)
+    (y,) = _buffers(1, out, count, window, channels)
+    for part in _parts(count, window, channels, y.element_size()):
+        clips.read(part, y)
+        Windows(out).accept(part, y, (out,))
+    return out
+
+
+def resample_backward(grad_out: Tensor, clips: Clips, into: Buffers) -> None:
+    """grad_out `[N, C, W]`, contiguous."""
+    count, channels, window = grad_out.shape
+    grad = Windows(grad_out)
+    (dy,) = _buffers(1, grad_out, count, window, channels)
+    for part in _parts(count, window, channels, dy.element_size()):
+        grad.read(part, dy)
+        clips.accept(part, dy, into)
+
+
+def blend(
+    source: Source, shape: tuple[int, int, int], strength: Tensor, weights: Weights, eps: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> out `[N, C, W]`; with `keep` what backward needs: u `[N, W, C]` and each row's moments `[N, W, 2]`."""
+    count, channels, window = shape
+    out = strength.new_empty(shape)
+    y, z, scratch = _buffers(3, out, count, window, channels)
+    kept = count if keep else len(scratch)
+    u = out.new_empty(kept, window, channels) if keep else scratch
+    moments = out.new_empty(kept, window, 2)
+    transposed = weights.mix.t()
+    for part in _parts(count, window, channels, out.element_size()):
+        number = part.stop - part.start
+        sizes = _threads(number * window * channels), number, window, channels
+        here = part if keep else slice(0, number)
+        source.read(part, y)
+        call("convolve", out.dtype, *sizes, len(weights.taps), weights.taps, y, z)
+        torch.mm(z[:number].flatten(0, 1), transposed, out=u[here].flatten(0, 1))
+        call("blend", out.dtype, *sizes, eps, weights.bias, strength[part], weights.gamma, weights.beta, u[here], y,
+             out[part], moments[here])  # fmt: skip
+    return out, u, moments
+
+
+def blend_backward(
+    grad_out: Tensor,
+    source: Source,
+    into: Buffers,
+    strength: Tensor,
+    weights: Weights,
+    u: Tensor,
+    moments: Tensor,
+) -> tuple[Tensor, Weights]:
+    """grad_out `[N, C, W]`, contiguous -> the gradients of strength `[N]` and weights; the source's go `into` buffers.
+
+    u, moments: what `blend` kept.
+    """
+    count, channels, window = grad_out.shape
+    taps, tiles = len(weights.taps), -(-window // TILE)
+    empty = grad_out.new_empty
+    sums, dstrength, dtaps = empty(count, tiles, 3, channels), empty(count, tiles), empty(count, tiles, taps, channels)
+    dmix = torch.zeros_like(weights.mix)
+    y, z, du, dy, dz = _buffers(5, grad_out, count, window, channels)
+    for part in _parts(count, window, channels, grad_out.element_size()):
+        number = part.stop - part.start
+        sizes = _threads(number * window * channels), number, window, channels
+        source.read(part, y)
+        call("convolve", y.dtype, *sizes, taps, weights.taps, y, z)
+        call("blend_backward", y.dtype, *sizes, grad_out[part], u[part], moments[part], y, strength[part],
+             weights.gamma, weights.beta, du, dy, sums[part], dstrength[part])  # fmt: skip
+        rows = du[:number].flatten(0, 1)
+        torch.mm(rows, weights.mix, out=dz[:number].flatten(0, 1))
+        dmix.addmm_(rows.t(), z[:number].flatten(0, 1))
+        call("convolve_backward", y.dtype, *sizes, taps, weights.taps, y, dz, dy, dtaps[part])
+        source.accept(part, dy, into)
+    dgamma, dbeta, dbias = sums.sum((0, 1))
+    return dstrength.sum(1), Weights(dtaps.sum((0, 1)), dmix, dbias, dgamma, dbeta)
