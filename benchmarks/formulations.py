@@ -3,7 +3,8 @@
     python benchmarks/formulations.py --batch 8
 
 All cut windows as `kernels/reference.py` does (rows of a table, channels last) and give the same values; they differ in
-how the depthwise and pointwise convolutions see those rows. `a loop` is the structure that the package replaces.
+how the depthwise and pointwise convolutions see those rows. `a loop` is the structure that the package replaces,
+`f ours fused` the compiled kernels, which no way of writing PyTorch comes near.
 `products alone` is what none can be faster than: the pointwise convolution's three matrix products and nothing else.
 Medians of forward and backward; processor time as well, which other work on the machine disturbs less. `dw error` is
 that of the depthwise weight's gradient alone.
@@ -20,7 +21,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from parity import error, truth
-from providers import BASELINE, EPS, Case, build, make_inputs, make_output_gradient
+from providers import BASELINE, EPS, OURS, Case, build, make_inputs, make_output_gradient
 from torch import Tensor
 
 from adaptive_window.kernels import reference
@@ -94,7 +95,7 @@ def main() -> None:
     case = Case(options.batch, dtype=options.dtype)
     inputs, grad_out = make_inputs(case), make_output_gradient(case)
     true = truth(inputs, grad_out, case.window)
-    calls = {name: build(name, case) for name in (BASELINE, "c reference")}
+    calls = {name: build(name, case) for name in (BASELINE, "c reference", OURS)}
     calls |= {f.__name__: formulation(f, case) for f in (channels_first, time_across, time_down, shifts, unfold)}
     products, bound = products_alone(case), "products alone"
     wall: dict[str, list[float]] = {name: [] for name in (*calls, bound)}

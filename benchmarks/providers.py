@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adaptive_window import kernels
 from adaptive_window.kernels import reference
+from adaptive_window.kernels.native import library
 
 EPS = 1e-5
 NAMES = ("x", "start", "ratio", "strength", "depthwise_weight", "depthwise_bias", "pointwise_weight", "pointwise_bias",
@@ -164,9 +165,14 @@ def _loop(window: int) -> Call:
     return call
 
 
-def _needs_cuda(case: Case) -> None:
-    if case.device != "cuda":
-        raise CannotRun("the Triton kernels need a CUDA device (see the static table)")
+def _kernels(case: Case) -> str:
+    """The backend that holds our kernels for the case's device: by name, so that nothing else is timed as ours."""
+    if case.device == "cuda":
+        return "triton"
+    reason = library.why_not()
+    if reason is not None:
+        raise CannotRun(f"there are no compiled CPU kernels: {reason}")
+    return "native"
 
 
 def _compiled(call: Call) -> Call:
@@ -174,18 +180,18 @@ def _compiled(call: Call) -> Call:
 
 
 def _separate(case: Case) -> Call:
-    _needs_cuda(case)
+    backend = _kernels(case)
 
     def call(x: Tensor, start: Tensor, ratio: Tensor, *rest: Tensor) -> Tensor:
-        y = kernels.resample_windows(x, start, ratio, case.window, backend="triton")
-        return kernels.tonality_blend(y, *rest, eps=EPS, backend="triton")
+        y = kernels.resample_windows(x, start, ratio, case.window, backend=backend)
+        return kernels.tonality_blend(y, *rest, eps=EPS, backend=backend)
 
     return call
 
 
 def _fused(case: Case) -> Call:
-    _needs_cuda(case)
-    return lambda *inputs: kernels.windowed_tonality(*inputs, case.window, eps=EPS, backend="triton")
+    backend = _kernels(case)
+    return lambda *inputs: kernels.windowed_tonality(*inputs, case.window, eps=EPS, backend=backend)
 
 
 def _reference(case: Case) -> Call:
@@ -204,12 +210,8 @@ PROVIDERS: dict[str, Callable[[Case], Call]] = {
     "f ours fused": _fused,
 }
 BASELINE = "a loop"
+OURS = "f ours fused"  # what a user of the package gets by default
 WITHOUT_PLACE_GRADIENT = ("a loop",)  # its int(...) cuts the gradients of start and ratio: part of what it costs
-
-
-def ours(device: str) -> str:
-    """The provider that a user of the package gets by default."""
-    return "f ours fused" if device == "cuda" else "c reference"
 
 
 def build(name: str, case: Case) -> Call:

@@ -35,7 +35,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file is loaded by path
 from harness import machine, set_tf32, slug
 from operations import compare, table
-from providers import BASELINE, PROVIDERS, Case, ours
+from providers import BASELINE, OURS, PROVIDERS, Case
 from roofline import ASSUMED, copy_rate, inspect_kernels, model, static_table
 
 PARTS = ("ops", "attention", "step", "scaling", "codec", "static")
@@ -74,7 +74,7 @@ def run_ops(options: argparse.Namespace, results: dict[str, Any]) -> bool:
         print(f"\n{case.title}\n{table(rows)}", flush=True)
         results["ops"] += rows
         options.save()
-        good &= all("seconds" in r for r in rows if r["provider"] == ours(options.device))
+        good &= all("seconds" in r for r in rows if r["provider"] == OURS)
     set_tf32(False)
     return good
 
@@ -109,10 +109,10 @@ def run_scaling(options: argparse.Namespace, results: dict[str, Any]) -> bool:
     base = Case(8 if options.device == "cuda" else 2, device=options.device)
     if options.quick:
         base = Case(1, channels=16, frames=300, window=160, device=options.device)
-    providers = [ours(options.device)] if options.quick else [BASELINE, ours(options.device)]
+    providers = [OURS] if options.quick else [BASELINE, OURS]
     results["scaling"] = {}
     scaling.measure(base, providers, options.axes, options.seconds / 5, print, results["scaling"], options.save)
-    return all(ours(options.device) in curves for curves in results["scaling"]["axes"].values())
+    return all(OURS in curves for curves in results["scaling"]["axes"].values())
 
 
 def run_codec(options: argparse.Namespace, results: dict[str, Any]) -> bool:

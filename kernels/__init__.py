@@ -1,4 +1,4 @@
-"""Differentiable window selection for latents `[B, C, T]`: three functions, each in Triton and in PyTorch."""
+"""Differentiable window selection for latents `[B, C, T]`: three functions, each in Triton, in C and in PyTorch."""
 
 from .functional import resample_windows, tonality_blend, windowed_tonality
 

@@ -34,7 +34,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         selector: `"mlp"`, `WindowSelector`, whose keys are the original's; or `"correlation"`, `CorrelationSelector`,
             which has few parameters, finds the input's windows by comparing, and knows the target's by heart.
         novelty: of the pairs' losses, "original" or "corrected" (`composer.novelty_terms`).
-        backend: `"auto"` (Triton on CUDA, PyTorch elsewhere), `"triton"` or `"reference"`, for the window kernels.
+        backend: of the window kernels: `"auto"`, `"triton"` (CUDA), `"native"` (compiled C, CPU) or `"reference"`.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ class TemporalCompressor(nn.Module):
     """Compresses `ratio`·`target_length` frames into `target_length` by linear interpolation; no parameters.
 
     Args:
-        backend: `"auto"`, `"triton"` or `"reference"`, as `adaptive_window.kernels.resample_windows`.
+        backend: as `adaptive_window.kernels.resample_windows`.
     """
 
     def __init__(self, *, backend: str = "auto") -> None:

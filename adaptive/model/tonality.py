@@ -25,7 +25,7 @@ class TonalityReducer(nn.Module):
     Args:
         encoding_dim: C, channels.
         kernel_size: K, taps of the depthwise convolution, odd; zero padding at the window's edges.
-        backend: `"auto"`, `"triton"` or `"reference"`, as `adaptive_window.kernels.tonality_blend`.
+        backend: as `adaptive_window.kernels.tonality_blend`.
     """
 
     def __init__(self, encoding_dim: int = 128, kernel_size: int = 7, *, backend: str = "auto") -> None:

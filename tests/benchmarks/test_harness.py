@@ -27,10 +27,11 @@ import scaling
 from providers import PROVIDERS, Case
 
 from adaptive_window.kernels import reference
+from adaptive_window.kernels.native import library
 from adaptive_window.model.attention import masked_attention
 
 TINY = Case(batch=1, pairs=2, channels=8, frames=100, window=64)
-EAGER = ("a loop", "b grid_sample", "c reference")
+EAGER = ("a loop", "b grid_sample", "c reference", "e ours separate", "f ours fused")
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +89,10 @@ class TestParityGate:
         assert result.passed, result.failures
         assert result.absent == (["start", "ratio"] if name == "a loop" else [])
 
-    def test_kernels_are_said_to_need_a_device(self) -> None:
+    def test_missing_kernels_are_said_to_be_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(library, "why_not", lambda: "it was not built")
         (row,) = operations.compare(TINY, ("f ours fused",), seconds=0.0, fewest=1)
-        assert row["note"].startswith("not run: ")
+        assert row["note"] == "not run: there are no compiled CPU kernels: it was not built"
         assert "seconds" not in row
 
     def test_inputs_are_whole_windows_inside_the_clip(self) -> None:
@@ -105,7 +107,7 @@ class TestCounts:
     def test_host_syncs(self) -> None:
         case = Case(batch=3, pairs=2, channels=8, frames=100, window=64)
         inputs = providers.make_inputs(case)
-        for name, wanted in (("a loop", 2 * 3 * 2), ("b grid_sample", 0), ("c reference", 0)):
+        for name, wanted in (("a loop", 2 * 3 * 2), ("b grid_sample", 0), ("f ours fused", 0)):
             call = providers.build(name, case)
             assert harness.host_syncs(lambda call=call: call(*inputs), "cpu") == wanted, name
 
@@ -277,7 +279,7 @@ class TestRun:
 
         compare = run.compare
         monkeypatch.setattr(run, "compare", stop_at_the_second)
-        command = ["--device", "cpu", "--parts", "ops", "--providers", "c reference", "--batch", "1", "2"]
+        command = ["--device", "cpu", "--parts", "ops", "--providers", "f ours fused", "--batch", "1", "2"]
         with pytest.raises(KeyboardInterrupt):
             run.main([*command, "--frame-rates", "50", "--seconds", "0", "--json", str(path)])
         assert kept == [1]
@@ -290,8 +292,8 @@ class TestRun:
 
     def test_our_failure_is_the_exit_code(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(run.SIZES, 50, (100, 64))
-        monkeypatch.setitem(PROVIDERS, "c reference", lambda case: wrong_values)
-        assert run.main(["--device", "cpu", "--quick", "--parts", "ops", "--providers", "c reference"]) == 1
+        monkeypatch.setitem(PROVIDERS, "f ours fused", lambda case: wrong_values)
+        assert run.main(["--device", "cpu", "--quick", "--parts", "ops", "--providers", "f ours fused"]) == 1
 
     def test_a_part_that_breaks_does_not_stop_the_next(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(options: object, results: dict[str, Any]) -> bool:

@@ -148,6 +148,22 @@ def test_the_specification_never_touches_triton(module: str) -> None:
     assert not bad, "; ".join(map(str, bad))
 
 
+def test_arrows_of_the_compiled_kernels() -> None:
+    """autograd → launch → library; and the specification knows nothing of them."""
+    native = f"{KERNELS}.native"
+    arrows = {
+        f"{native}.library": set(),
+        f"{native}.launch": {f"{native}.library"},
+        f"{native}.autograd": {KERNELS, f"{KERNELS}.validation", f"{KERNELS}.reference", native, f"{native}.launch"},
+        f"{KERNELS}.reference": set(),
+        f"{KERNELS}.validation": set(),
+    }
+    for source, allowed in arrows.items():
+        assert any(i.source == source for i in ALL), source
+        bad = [i for i in ALL if i.source == source and within(i.target, KERNELS) and i.target not in allowed]
+        assert not bad, "; ".join(map(str, bad))
+
+
 def test_arrows_of_adaptive() -> None:
     bad = []
     for found in ALL:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -221,15 +222,40 @@ class TestCitizenship:
             (got,) = torch.autograd.grad(out, [leaves[n]], torch.ones_like(out))
             assert torch.equal(got, want), n
 
-    def test_without_gradients(self) -> None:
-        """Neither no_grad nor inference_mode keeps or changes anything."""
-        given = [v.requires_grad_() for v in values()]
-        want = windowed_tonality(*given, W, backend="native")
-        for mode in (torch.no_grad(), torch.inference_mode()):
-            with mode:
-                got = windowed_tonality(*given, W, backend="native")
-            assert not got.requires_grad
-            assert torch.equal(got, want)
+    @pytest.mark.parametrize("count", [1, 100])
+    def test_without_gradients(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """no_grad, inference_mode or nothing to train: the same values, and nothing is kept for a backward pass."""
+        monkeypatch.setattr(launch, "BUFFER_BYTES", count * 3 * W * 8)
+        blend, kept = launch.blend, []
+
+        def watched(*values: Any) -> Any:
+            out, u, moments = blend(*values)
+            kept.append(len(u))
+            return out, u, moments
+
+        monkeypatch.setattr(launch, "blend", watched)
+        for function, given in (calls("native")[name] for name in ("tonality_blend", "windowed_tonality")):
+            found = [function(*given)]
+            leaves = [v.requires_grad_() for v in given]
+            for mode in (torch.no_grad(), torch.inference_mode()):
+                with mode:
+                    found.append(function(*leaves))
+            assert not any(v.requires_grad for v in found)
+            found.append(function(*leaves))
+            assert all(torch.equal(v, found[-1]) for v in found)
+            assert kept == [min(count, 4)] * 3 + [4]
+            kept.clear()
+
+    @pytest.mark.parametrize("name", ["tonality_blend", "windowed_tonality"])
+    def test_autocast_changes_nothing_inside(self, name: str) -> None:
+        """16-bit arguments are computed in float32 in both passes, whoever asks for the gradient where."""
+        function, given = calls("native")[name]
+        given = [v.bfloat16() for v in given]
+        grad = torch.randn(2, 2, 3, W)
+        want = gradients(function, given, grad)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = gradients(function, given, grad)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
     def test_inside_checkpoint(self) -> None:
         function, given = calls("native")["windowed_tonality"]
