@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .library import TILE, call
 
-BUFFER_BYTES = 2**20  # of one buffer; a pass reads and writes two to four
+BUFFER_BYTES = 5 * 2**18  # of one buffer; a pass reads and writes two to four. Half and twice as much are slower
 VALUES_PER_THREAD = 2**15  # fewer are not worth waking a thread for: PyTorch's own grain
 
 
@@ -188,7 +188,7 @@ def blend_backward(
     empty = grad_out.new_empty
     sums, dstrength, dtaps = empty(count, tiles, 3, channels), empty(count, tiles), empty(count, tiles, taps, channels)
     dmix = torch.zeros_like(weights.mix)
-    y, z, du, dy, dz = _buffers(5, grad_out, count, window, channels)
+    y, z, du, dy = _buffers(4, grad_out, count, window, channels)
     for part in _parts(count, window, channels, grad_out.element_size()):
         number = part.stop - part.start
         sizes = _threads(number * window * channels), number, window, channels
@@ -196,10 +196,10 @@ def blend_backward(
         call("convolve", y.dtype, *sizes, taps, weights.taps, y, z)
         call("blend_backward", y.dtype, *sizes, grad_out[part], u[part], moments[part], y, strength[part],
              weights.gamma, weights.beta, du, dy, sums[part], dstrength[part])  # fmt: skip
-        rows = du[:number].flatten(0, 1)
-        torch.mm(rows, weights.mix, out=dz[:number].flatten(0, 1))
-        dmix.addmm_(rows.t(), z[:number].flatten(0, 1))
-        call("convolve_backward", y.dtype, *sizes, taps, weights.taps, y, dz, dy, dtaps[part])
+        du_rows, z_rows = du[:number].flatten(0, 1), z[:number].flatten(0, 1)
+        dmix.addmm_(du_rows.t(), z_rows)
+        torch.mm(du_rows, weights.mix, out=z_rows)  # z is not needed any more: here lies its gradient
+        call("convolve_backward", y.dtype, *sizes, taps, weights.taps, y, z, dy, dtaps[part])
         source.accept(part, dy, into)
     dgamma, dbeta, dbias = sums.sum((0, 1))
     return dstrength.sum(1), Weights(dtaps.sum((0, 1)), dmix, dbias, dgamma, dbeta)
