@@ -19,9 +19,9 @@ from . import launch
 Gradients = tuple[Tensor | None, ...]
 
 
-def _plain(*values: Tensor) -> tuple[Tensor, ...]:
-    """Memory that C can read."""
-    return tuple(v.resolve_neg().contiguous() for v in values)
+def _plain(value: Tensor) -> Tensor:
+    """Its numbers in memory that C can read."""
+    return value.resolve_neg().contiguous()
 
 
 class _Final(torch.autograd.Function):
@@ -37,7 +37,7 @@ class _Final(torch.autograd.Function):
 
 
 def _prepared(weights: tuple[Tensor, ...]) -> launch.Weights:
-    dw, db, pw, pb, gamma, beta = _plain(*weights)
+    dw, db, pw, pb, gamma, beta = map(_plain, weights)
     mix = pw[:, :, 0]
     return launch.Weights(dw[:, 0].t().contiguous(), mix, torch.addmv(pb, mix, db), gamma, beta)
 
@@ -51,16 +51,18 @@ def _weight_gradients(d: launch.Weights, mix: Tensor, depthwise_bias: Tensor) ->
 class _Resample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, positions: Tensor) -> Tensor:
-        clips = launch.Clips.at(*_plain(x, positions))
+        clips = launch.Clips.at(_plain(x), _plain(positions))
         ctx.save_for_backward(x, positions, *clips[:3])
         return launch.resample(clips).unflatten(0, positions.shape[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        def compute(grad: Tensor, x: Tensor, positions: Tensor, *rows: Tensor) -> Gradients:
-            clips = launch.Clips(*rows, pairs=positions.shape[1])
+        def compute(
+            grad: Tensor, x: Tensor, positions: Tensor, rows: Tensor, left: Tensor, fraction: Tensor
+        ) -> Gradients:
+            clips = launch.Clips(rows, left, fraction, positions.shape[1])
             into = clips.buffers(*ctx.needs_input_grad)
-            launch.resample_backward(*_plain(grad.flatten(0, 1)), clips, into)
+            launch.resample_backward(_plain(grad.flatten(0, 1)), clips, into)
             return _of_clips(into, positions)
 
         return _Final.apply(compute, grad, *ctx.saved_tensors)
@@ -69,10 +71,11 @@ class _Resample(torch.autograd.Function):
 class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, eps: float, keep: bool, y: Tensor, strength: Tensor, *weights: Tensor) -> Tensor:
-        windows = launch.Windows(*_plain(y.flatten(0, 1)))
-        shares = _plain(strength.flatten())[0]
+        batch, pairs, channels, window = y.shape
+        windows = launch.Windows(_plain(y.flatten(0, 1)))
+        shape = batch * pairs, channels, window
         with reference.without_autocast("cpu"):
-            out, *kept = launch.blend(windows, windows.windows.shape, shares, _prepared(weights), eps, keep)
+            out, *kept = launch.blend(windows, shape, _plain(strength.flatten()), _prepared(weights), eps, keep)
         if keep:
             ctx.save_for_backward(y, strength, *weights, *kept)
         return out.view(y.shape)
@@ -80,7 +83,7 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         def compute(grad: Tensor, y: Tensor, *rest: Tensor) -> Gradients:
-            windows = launch.Windows(*_plain(y.flatten(0, 1)))
+            windows = launch.Windows(_plain(y.flatten(0, 1)))
             into = windows.buffers(ctx.needs_input_grad[2])
             others = _blend_gradients(grad, windows, into, *rest)
             return None if into[0] is None else into[0].view(y.shape), *others
@@ -94,21 +97,22 @@ class _Windowed(torch.autograd.Function):
         ctx: Any, eps: float, keep: bool, x: Tensor, positions: Tensor, strength: Tensor, *weights: Tensor
     ) -> Tensor:
         (batch, pairs, window), channels = positions.shape, x.shape[1]
-        clips = launch.Clips.at(*_plain(x, positions))
-        shares = _plain(strength.flatten())[0]
+        clips = launch.Clips.at(_plain(x), _plain(positions))
+        shape = batch * pairs, channels, window
         with reference.without_autocast("cpu"):
-            shape = batch * pairs, channels, window
-            out, *kept = launch.blend(clips, shape, shares, _prepared(weights), eps, keep)
+            out, *kept = launch.blend(clips, shape, _plain(strength.flatten()), _prepared(weights), eps, keep)
         if keep:
             ctx.save_for_backward(x, positions, *clips[:3], strength, *weights, *kept)
         return out.view(batch, pairs, channels, window)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        def compute(grad: Tensor, x: Tensor, positions: Tensor, *rest: Tensor) -> Gradients:
-            clips = launch.Clips(*rest[:3], pairs=positions.shape[1])
+        def compute(
+            grad: Tensor, x: Tensor, positions: Tensor, rows: Tensor, left: Tensor, fraction: Tensor, *rest: Tensor
+        ) -> Gradients:
+            clips = launch.Clips(rows, left, fraction, positions.shape[1])
             into = clips.buffers(*ctx.needs_input_grad[2:4])
-            others = _blend_gradients(grad, clips, into, *rest[3:])
+            others = _blend_gradients(grad, clips, into, *rest)
             return *_of_clips(into, positions), *others
 
         return None, None, *_Final.apply(compute, grad, *ctx.saved_tensors)
@@ -130,7 +134,7 @@ def _blend_gradients(
     *weights, u, moments = saved
     with reference.without_autocast("cpu"):  # backward may run beneath one too
         prepared = _prepared(tuple(weights))
-        shares, grad_out = _plain(strength.flatten(), grad.flatten(0, 1))
+        shares, grad_out = _plain(strength.flatten()), _plain(grad.flatten(0, 1))
         dstrength, d = launch.blend_backward(grad_out, source, into, shares, prepared, u, moments)
         return dstrength.view(strength.shape), *_weight_gradients(d, prepared.mix, weights[1])
 
@@ -138,12 +142,12 @@ def _blend_gradients(
 def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
     positions = reference.window_positions(start.double(), ratio.double(), window, x.shape[2])
     wide = x.to(reference.compute_dtype(x.dtype))
-    return _Resample.apply(wide, positions).to(x.dtype)  # type: ignore[no-untyped-call]
+    return _Resample.apply(wide, positions).to(x.dtype)
 
 
 def tonality_blend(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:
     wide = [v.to(reference.compute_dtype(y.dtype)) for v in (y, strength, *weights)]
-    return _Blend.apply(eps, _recorded(*wide), *wide).to(y.dtype)  # type: ignore[no-untyped-call]
+    return _Blend.apply(eps, _recorded(*wide), *wide).to(y.dtype)
 
 
 def windowed_tonality(
@@ -152,7 +156,7 @@ def windowed_tonality(
     positions = reference.window_positions(start.double(), ratio.double(), window, x.shape[2])
     wide, *others = (v.to(reference.compute_dtype(x.dtype)) for v in (x, strength, *weights))
     keep = _recorded(wide, positions, *others)
-    return _Windowed.apply(eps, keep, wide, positions, *others).to(x.dtype)  # type: ignore[no-untyped-call]
+    return _Windowed.apply(eps, keep, wide, positions, *others).to(x.dtype)
 
 
 def _recorded(*tensors: Tensor) -> bool:

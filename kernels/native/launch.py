@@ -49,10 +49,16 @@ def _threads(values: int) -> int:
     return max(1, min(torch.get_num_threads(), values // VALUES_PER_THREAD))
 
 
+def _turn(number: int, rows: int, columns: int, source: Tensor, target: Tensor) -> None:
+    """The first `number` of source `[., rows, columns]` into target `[., columns, rows]`."""
+    call("turn", source.dtype, _threads(number * rows * columns), number, rows, columns, source, target)
+
+
 def turned(x: Tensor) -> Tensor:
     """`[A, R, S]` -> `[A, S, R]`, both contiguous."""
-    out = x.new_empty(x.shape[0], x.shape[2], x.shape[1])
-    call("turn", x.dtype, _threads(x.numel()), *x.shape, x, out)
+    number, rows, columns = x.shape
+    out = x.new_empty(number, columns, rows)
+    _turn(number, rows, columns, x, out)
     return out
 
 
@@ -77,7 +83,7 @@ class Clips(NamedTuple):
 
     @classmethod
     def at(cls, x: Tensor, positions: Tensor) -> Clips:
-        """x `[B, C, T]`, contiguous; positions `[B, P, W]` in frames."""
+        """x `[B, C, T]` and positions `[B, P, W]` in frames, both contiguous."""
         left = positions.nan_to_num(0.0).floor()
         fraction = (positions - left).to(x.dtype)
         return cls(turned(x), left.long().flatten(0, 1), fraction.flatten(0, 1), positions.shape[1])
@@ -109,13 +115,9 @@ class Windows(NamedTuple):
 
     windows: Tensor  # [N, C, W]
 
-    def _turn(self, part: slice, size_from: int, size_to: int, source: Tensor, target: Tensor) -> None:
-        number = part.stop - part.start
-        threads = _threads(number * size_from * size_to)
-        call("turn", source.dtype, threads, number, size_from, size_to, source, target)
-
     def read(self, part: slice, y: Tensor) -> None:
-        self._turn(part, *self.windows.shape[1:], self.windows[part], y)
+        number, channels, window = self.windows[part].shape
+        _turn(number, channels, window, self.windows[part], y)
 
     def buffers(self, of_y: bool) -> Buffers:
         return (torch.empty_like(self.windows) if of_y else None,)
@@ -123,7 +125,8 @@ class Windows(NamedTuple):
     def accept(self, part: slice, dy: Tensor, into: Buffers) -> None:
         (dwindows,) = into
         if dwindows is not None:
-            self._turn(part, dy.shape[1], dy.shape[2], dy, dwindows[part])
+            number, channels, window = dwindows[part].shape
+            _turn(number, window, channels, dy, dwindows[part])
 
 
 def resample(clips: Clips) -> Tensor:

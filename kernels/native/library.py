@@ -45,7 +45,7 @@ def declare(library: ctypes.CDLL) -> None:
 
 
 def _digest() -> str | None:
-    """Of the sources beside this file, which an installed package does not have; as in setup.py."""
+    """Of the sources beside this file, which an installed package may lack; as in setup.py."""
     files = [Path(__file__).with_name(name) for name in ("rows.h", "stages.h", "windows.c")]
     if not all(file.exists() for file in files):
         return None
