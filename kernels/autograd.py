@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import ops
+from .backend import has_tangent
 from .validation import NO_SECOND_DERIVATIVE, check_triton_sizes
 
 
 def _refuse_forward_mode(*tensors: Tensor) -> None:
     """An operator without a forward-mode rule would pass a tangent of zeros on, silently."""
-    if any(forward_ad.unpack_dual(v).tangent is not None for v in tensors):
+    if has_tangent(*tensors):
         raise NotImplementedError(
             "the Triton kernels have no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad): use "
             "backward (of the three functions, tonality_blend alone has one, with backend='reference')"

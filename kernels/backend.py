@@ -34,6 +34,11 @@ def _why_not_triton(x: Tensor) -> str | None:
     return f"x is on {x.device}; it needs a CUDA device, or TRITON_INTERPRET=1 set before the start for CPU tensors"
 
 
+def has_tangent(*tensors: Tensor) -> bool:
+    """Whether forward-mode derivatives are being taken through one of them."""
+    return any(forward_ad.unpack_dual(value).tangent is not None for value in tensors)
+
+
 def _why_not_native(tensors: tuple[Tensor, ...], taps: int) -> str | None:
     """None where the compiled CPU kernels can take these tensors, else the reason.
 
@@ -50,7 +55,7 @@ def _why_not_native(tensors: tuple[Tensor, ...], taps: int) -> str | None:
         return "a transform of torch.func is active, which it cannot follow"
     if is_in_torch_dispatch_mode():
         return "a dispatch mode is active, which it cannot follow"
-    if any(forward_ad.unpack_dual(value).tangent is not None for value in tensors):
+    if has_tangent(*tensors):
         return "it has no forward-mode derivative"
     if taps > library.MAX_TAPS:
         return f"it takes at most {library.MAX_TAPS} taps, got K = {taps}"
@@ -62,19 +67,14 @@ def choose_backend(backend: str, *tensors: Tensor, taps: int = 1) -> str:
 
     A backend asked for by name never falls back.
     """
-    x = tensors[0]
-    if backend == "triton":
-        reason = _why_not_triton(x)
+
+    def why_not(name: str) -> str | None:
+        return _why_not_triton(tensors[0]) if name == "triton" else _why_not_native(tensors, taps)
+
+    if backend in ("triton", "native"):
+        reason = why_not(backend)
         if reason is not None:
-            raise RuntimeError(f"backend='triton' cannot run: {reason}")
-        return "triton"
-    if backend == "native":
-        reason = _why_not_native(tensors, taps)
-        if reason is not None:
-            raise RuntimeError(f"backend='native' cannot run: {reason}")
-        return "native"
-    if backend == "auto" and x.device.type == "cuda" and _why_not_triton(x) is None:
-        return "triton"
-    if backend == "auto" and x.device.type == "cpu" and _why_not_native(tensors, taps) is None:
-        return "native"
-    return "reference"
+            raise RuntimeError(f"backend='{backend}' cannot run: {reason}")
+        return backend
+    fastest = "triton" if tensors[0].device.type == "cuda" else "native"
+    return fastest if backend == "auto" and why_not(fastest) is None else "reference"

@@ -7,7 +7,6 @@ numbered clip by clip.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -62,15 +61,12 @@ def turned(x: Tensor) -> Tensor:
     return out
 
 
-def _parts(count: int, window: int, channels: int, itemsize: int) -> Iterator[slice]:
-    size = max(1, BUFFER_BYTES // (window * channels * itemsize))
-    for first in range(0, count, size):
-        yield slice(first, min(count, first + size))
-
-
-def _buffers(number: int, like: Tensor, count: int, window: int, channels: int) -> list[Tensor]:
-    longest = max((part.stop - part.start for part in _parts(count, window, channels, like.element_size())), default=0)
-    return [like.new_empty(longest, window, channels) for _ in range(number)]
+def _parts(windows: Tensor, buffers: int) -> tuple[list[slice], list[Tensor]]:
+    """Which of the windows `[N, C, W]` go through the passes together, and as many buffers `[n, W, C]` for them."""
+    count, channels, window = windows.shape
+    size = max(1, BUFFER_BYTES // (window * channels * windows.element_size()))
+    parts = [slice(first, min(count, first + size)) for first in range(0, count, size)]
+    return parts, [windows.new_empty(min(count, size), window, channels) for _ in range(buffers)]
 
 
 class Clips(NamedTuple):
@@ -133,8 +129,8 @@ def resample(clips: Clips) -> Tensor:
     """-> `[N, C, W]`."""
     (count, window), channels = clips.left.shape, clips.clips.shape[2]
     out = clips.clips.new_empty(count, channels, window)
-    (y,) = _buffers(1, out, count, window, channels)
-    for part in _parts(count, window, channels, y.element_size()):
+    parts, (y,) = _parts(out, 1)
+    for part in parts:
         clips.read(part, y)
         Windows(out).accept(part, y, (out,))
     return out
@@ -142,10 +138,9 @@ def resample(clips: Clips) -> Tensor:
 
 def resample_backward(grad_out: Tensor, clips: Clips, into: Buffers) -> None:
     """grad_out `[N, C, W]`, contiguous."""
-    count, channels, window = grad_out.shape
     grad = Windows(grad_out)
-    (dy,) = _buffers(1, grad_out, count, window, channels)
-    for part in _parts(count, window, channels, dy.element_size()):
+    parts, (dy,) = _parts(grad_out, 1)
+    for part in parts:
         grad.read(part, dy)
         clips.accept(part, dy, into)
 
@@ -156,12 +151,11 @@ def blend(
     """-> out `[N, C, W]`; with `keep` what backward needs: u `[N, W, C]` and each row's moments `[N, W, 2]`."""
     count, channels, window = shape
     out = strength.new_empty(shape)
-    y, z, scratch = _buffers(3, out, count, window, channels)
-    kept = count if keep else len(scratch)
-    u = out.new_empty(kept, window, channels) if keep else scratch
-    moments = out.new_empty(kept, window, 2)
+    parts, (y, z) = _parts(out, 2)
+    kept = count if keep else len(y)
+    u, moments = out.new_empty(kept, window, channels), out.new_empty(kept, window, 2)
     transposed = weights.mix.t()
-    for part in _parts(count, window, channels, out.element_size()):
+    for part in parts:
         number = part.stop - part.start
         sizes = _threads(number * window * channels), number, window, channels
         here = part if keep else slice(0, number)
@@ -191,8 +185,8 @@ def blend_backward(
     empty = grad_out.new_empty
     sums, dstrength, dtaps = empty(count, tiles, 3, channels), empty(count, tiles), empty(count, tiles, taps, channels)
     dmix = torch.zeros_like(weights.mix)
-    y, z, du, dy = _buffers(4, grad_out, count, window, channels)
-    for part in _parts(count, window, channels, grad_out.element_size()):
+    parts, (y, z, du, dy) = _parts(grad_out, 4)
+    for part in parts:
         number = part.stop - part.start
         sizes = _threads(number * window * channels), number, window, channels
         source.read(part, y)

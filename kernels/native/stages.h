@@ -14,15 +14,11 @@ void NAME(turn)(i64 threads, i64 A, i64 R, i64 S, const REAL *from, REAL *to) {
 /* y: windows cut out of clips and resampled. */
 void NAME(cut)(i64 threads, i64 N, i64 P, i64 first, i64 T, i64 W, i64 C, const REAL *clips, const i64 *left,
                const REAL *fraction, REAL *y) {
-    i64 tiles = (W + TILE - 1) / TILE;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (i64 job = 0; job < N * tiles; job++) {
-        i64 n = job / tiles, t0 = job % tiles * TILE, t1 = MIN(t0 + TILE, W);
-        const REAL *clip = clips + (first + n) / P * T * C;
-        for (i64 row = n * W + t0; row < n * W + t1; row++) {
-            i64 i = left[row], j = MIN(i + 1, T - 1);
-            NAME(interpolate)(C, fraction[row], clip + i * C, clip + j * C, y + row * C);
-        }
+    for (i64 row = 0; row < N * W; row++) {
+        const REAL *clip = clips + (first + row / W) / P * T * C;
+        i64 i = left[row], j = MIN(i + 1, T - 1);
+        NAME(interpolate)(C, fraction[row], clip + i * C, clip + j * C, y + row * C);
     }
 }
 
@@ -102,7 +98,7 @@ void NAME(place_backward)(i64 threads, i64 N, i64 P, i64 first, i64 T, i64 W, i6
 /* Adds dy to the rows of dclips, [B, T, C], that it came from. Windows of one clip overlap, so a thread takes a slice
  * of channels of all of them: no two threads write one value, and the order of additions is fixed. */
 void NAME(cut_backward)(i64 threads, i64 N, i64 P, i64 first, i64 T, i64 W, i64 C, const i64 *left, const REAL *fraction,
-                   const REAL *dy, REAL *dclips) {
+                        const REAL *dy, REAL *dclips) {
     i64 slices = (C + SLICE - 1) / SLICE, clip0 = first / P, touched = (first + N - 1) / P - clip0 + 1;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (i64 job = 0; job < touched * slices; job++) {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from window_cases import EPS, arguments
+from window_cases import EPS, W, arguments, small_arguments, small_calls
 
 from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
 
@@ -19,34 +19,7 @@ pytest.importorskip("triton")
 from adaptive_window.kernels.autograd import ops  # with their gradient rules
 from adaptive_window.kernels.triton.launch import record_launches
 
-W = 9
-
-
-def values(dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    return [v.to(dtype) for v in arguments(23, (3.3137, -4.2931), (1.1172, 0.6172), 3, 3)]
-
-
-def blend_values() -> list[Tensor]:
-    return [torch.randn(2, 2, 3, W, dtype=torch.float64), *values()[3:]]
-
-
-def resample(x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
-    return resample_windows(x, start, ratio, W, backend="triton")
-
-
-def blend(*all_values: Tensor) -> Tensor:
-    return tonality_blend(*all_values, eps=EPS, backend="triton")
-
-
-def fused(*all_values: Tensor) -> Tensor:
-    return windowed_tonality(*all_values, W, eps=EPS, backend="triton")
-
-
-FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]] = {
-    "resample_windows": (resample, lambda: values()[:3]),
-    "tonality_blend": (blend, blend_values),
-    "windowed_tonality": (fused, values),
-}
+FUNCTIONS = small_calls("triton")
 NUMBERS: dict[str, tuple[Any, ...]] = {
     "resample_windows": (W,),
     "tonality_blend": (EPS,),
@@ -206,7 +179,7 @@ def test_as_many_channels_as_there_may_be(device: torch.device) -> None:
 def test_nan_windows_have_the_specifications_gradients(device: torch.device) -> None:
     """NaN where the reference has NaN: in the window's own start, ratio and strength, not in another's."""
     for bad in ((1, 0, 1), (2, 1, 0)):
-        given = [v.to(device) for v in values()]
+        given = [v.to(device) for v in small_arguments()]
         given[bad[0]] = given[bad[0]].clone()
         given[bad[0]][bad[1:]] = float("nan")
         for function, count in ((resample_windows, 3), (windowed_tonality, 10)):
@@ -222,8 +195,8 @@ def test_nan_windows_have_the_specifications_gradients(device: torch.device) -> 
 
 
 def test_changing_an_input_before_backward_is_noticed(device: torch.device) -> None:
-    x, start, ratio = (v.to(device) for v in values()[:3])
-    out = resample(x, start.requires_grad_(), ratio)
+    x, start, ratio = (v.to(device) for v in small_arguments()[:3])
+    out = FUNCTIONS["resample_windows"][0](x, start.requires_grad_(), ratio)
     x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
@@ -232,14 +205,14 @@ def test_changing_an_input_before_backward_is_noticed(device: torch.device) -> N
 @pytest.mark.gpu
 class TestDevice:
     def leaves(self, device: torch.device) -> list[Tensor]:
-        return [v.to(device, torch.float32).requires_grad_() for v in values()]
+        return [v.to(device, torch.float32).requires_grad_() for v in small_arguments()]
 
     def test_nothing_waits(self, device: torch.device) -> None:
         leaves = self.leaves(device)
-        fused(*leaves).sum().backward()  # compiled once
+        FUNCTIONS["windowed_tonality"][0](*leaves).sum().backward()  # compiled once
         torch.cuda.set_sync_debug_mode("error")
         try:
-            fused(*leaves).sum().backward()
+            FUNCTIONS["windowed_tonality"][0](*leaves).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -249,11 +222,11 @@ class TestDevice:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                wanted = torch.autograd.grad(fused(*leaves).sum(), leaves)
+                wanted = torch.autograd.grad(FUNCTIONS["windowed_tonality"][0](*leaves).sum(), leaves)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            got = torch.autograd.grad(fused(*leaves).sum(), leaves)
+            got = torch.autograd.grad(FUNCTIONS["windowed_tonality"][0](*leaves).sum(), leaves)
         for g in got:
             g.fill_(float("nan"))
         graph.replay()
@@ -261,13 +234,13 @@ class TestDevice:
 
     def test_on_the_current_stream(self, device: torch.device) -> None:
         leaves = [v.detach() for v in self.leaves(device)]
-        wanted = fused(*leaves)
+        wanted = FUNCTIONS["windowed_tonality"][0](*leaves)
         stream = torch.cuda.Stream()
         x = torch.zeros_like(leaves[0])
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             torch.cuda._sleep(50_000_000)
             x.copy_(leaves[0])
-            got = fused(x, *leaves[1:])
+            got = FUNCTIONS["windowed_tonality"][0](x, *leaves[1:])
         stream.synchronize()
         assert torch.equal(got, wanted)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from reference_cases import column, tonality_weights
+from reference_cases import column, plain_modules, tonality_weights
 from torch import Tensor
 
 from adaptive_window.kernels import reference
@@ -125,16 +124,6 @@ class TestAbsentWindows:
         assert by_ratio[0, 1] == 0
         assert by_start.isfinite().all()
         assert by_ratio.isfinite().all()
-
-
-def plain_modules(y: Tensor, strength: Tensor, *weights: Tensor) -> Tensor:
-    """The transform as nn.Conv1d, nn.Conv1d and nn.LayerNorm compute it."""
-    dw, db, pw, pb, gamma, beta = weights
-    z = F.conv1d(y.flatten(0, 1), dw, db, padding=dw.shape[-1] // 2, groups=dw.shape[0])
-    u = F.conv1d(z, pw, pb).transpose(1, 2)
-    v = F.layer_norm(u, gamma.shape, gamma, beta).transpose(1, 2).view(y.shape)
-    s = strength[:, :, None, None]
-    return (1 - s) * y + s * v
 
 
 def test_float32_is_as_good_as_plain_modules() -> None:

@@ -1,10 +1,11 @@
-"""Small arguments for the reference, and its positions in rational arithmetic."""
+"""Small arguments for the reference, its positions in rational arithmetic, its transform as PyTorch's modules."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -24,3 +25,13 @@ def exact_position(start: float, ratio: float, t: int, window: int, frames: int)
     s, r = Fraction(start), Fraction(ratio)
     u = min(max((t + Fraction(1, 2)) * r - Fraction(1, 2), Fraction(0)), max(r * window - 1, Fraction(0)))
     return min(max(s + u, Fraction(0)), Fraction(frames - 1))
+
+
+def plain_modules(y: Tensor, strength: Tensor, *weights: Tensor) -> Tensor:
+    """The transform as nn.Conv1d, nn.Conv1d and nn.LayerNorm compute it."""
+    dw, db, pw, pb, gamma, beta = weights
+    z = F.conv1d(y.flatten(0, 1), dw, db, padding=dw.shape[-1] // 2, groups=dw.shape[0])
+    u = F.conv1d(z, pw, pb).transpose(1, 2)
+    v = F.layer_norm(u, gamma.shape, gamma, beta).transpose(1, 2).view(y.shape)
+    s = strength[:, :, None, None]
+    return (1 - s) * y + s * v

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
 
 NAMES = ("x", "start", "ratio", "strength", "dw", "db", "pw", "pb", "gamma", "beta")
 EPS = 1e-5
@@ -47,3 +51,27 @@ def arguments(
         normal(channels, scale=0.2, shift=1.0),
         normal(channels, scale=0.3),
     ]
+
+
+W = 9  # the window of `small_calls`
+
+
+def small_arguments(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Of `windowed_tonality`: two clips, two windows each, one over the clip's edge."""
+    return [v.to(dtype) for v in arguments(23, (3.3137, -4.2931), (1.1172, 0.6172), 3, 3)]
+
+
+def small_blend_arguments() -> list[Tensor]:
+    return [torch.randn(2, 2, 3, W, dtype=torch.float64), *small_arguments()[3:]]
+
+
+def small_calls(backend: str) -> dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]]:
+    """Every public function, and what makes arguments for it."""
+    return {
+        "resample_windows": (
+            lambda *v: resample_windows(*v, W, backend=backend),
+            lambda: small_arguments()[:3],
+        ),
+        "tonality_blend": (lambda *v: tonality_blend(*v, eps=EPS, backend=backend), small_blend_arguments),
+        "windowed_tonality": (lambda *v: windowed_tonality(*v, W, eps=EPS, backend=backend), small_arguments),
+    }
