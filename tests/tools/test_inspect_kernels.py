@@ -1,7 +1,7 @@
 """`tools.inspect_kernels`: its reading of listings, and what the compiler makes of the shipped kernels.
 
 The compile checks run in a process without TRITON_INTERPRET, on the Triton that is installed. Bars are upper limits in
-instructions per element of the windows, in bytes, and in registers; `docs` and README give the figures themselves.
+instructions per element of the windows, in bytes, and in registers; docs/results.md gives the figures themselves.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def forward(arch: int, precision: str) -> dict[str, Any]:
     return dict(one)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(("arch", "spill_bytes", "shared_kib"), [(90, 0, 227), (80, 32, 160)])
 def test_registers_and_shared_memory_suffice(arch: int, spill_bytes: int, shared_kib: int) -> None:
     """In every function, dtype and precision."""
@@ -140,7 +140,7 @@ def test_registers_and_shared_memory_suffice(arch: int, spill_bytes: int, shared
         assert report["registers"] <= 255, report
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("arch", "shape", "dtype"),
     [
@@ -164,7 +164,7 @@ def test_other_sizes_do_not_spill_either(arch: int, shape: str, dtype: str) -> N
         assert report["spill_bytes"] <= (0 if arch == 90 else 32), report
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("precision", PRECISIONS)
 class TestShippedKernels:
     def test_reports_are_complete(self, precision: str) -> None:
