@@ -5,15 +5,20 @@ RUNS ?= 200
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: test lint sanitize mutants inspect fuzz kill soak bench-cpu
+.PHONY: test proof lint sanitize mutants inspect fuzz kill soak bench-cpu
 
 test:
 	$(PYTHON) -m pytest
+
+# The long proofs that `pytest` alone leaves out.
+proof:
+	$(PYTHON) -m pytest -m proof
 
 lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy -p adaptive_window
+	$(PYTHON) -m mypy -p tools
 
 # Random forward and backward cases of the shipped kernels under the interpreter sanitizer (tests/support/sanitizer.py).
 sanitize:
@@ -33,17 +38,17 @@ soak:
 
 # Registers, spills, shared memory and instructions of every shipped kernel; needs no GPU.
 inspect:
-	$(PYTHON) -m adaptive_window.kernels.inspect --arch 90
-	$(PYTHON) -m adaptive_window.kernels.inspect --arch 80
+	$(PYTHON) -m tools.inspect_kernels --arch 90
+	$(PYTHON) -m tools.inspect_kernels --arch 80
 
 # Damaged audio files, read by the shipped reader in a child process (tests/support/fuzz_audio.py).
 fuzz:
 	PYTHONPATH=tests/support $(PYTHON) -m fuzz_audio --cases $(CASES) --seed $(SEED)
 
-# README's measured tables and docs/benchmarks/*.svg anew, on a machine that does nothing else: about ten minutes on two
+# docs/results.md's measured tables and docs/benchmarks/*.svg anew, on a machine that does nothing else: about ten minutes on two
 # cores. Two threads first, then the operations with one; the static table last, since it measures nothing.
 bench-cpu:
 	$(PYTHON) benchmarks/run.py --device cpu --threads 2 --save --parts ops attention step scaling codec
 	$(PYTHON) benchmarks/run.py --device cpu --threads 1 --save --parts ops --batch 8 --frame-rates 50
 	$(PYTHON) benchmarks/run.py --device cpu --threads 2 --save --update --parts static
-	$(PYTHON) benchmarks/report.py --write README.md --plots docs/benchmarks
+	$(PYTHON) benchmarks/report.py --write docs/results.md --plots docs/benchmarks

@@ -2,8 +2,8 @@
 
     python benchmarks/report.py                        # every file in benchmarks/results, newest of each device
     python benchmarks/report.py a.json --plots plots   # these files; plots into plots/
-    python benchmarks/report.py --check README.md      # exit 1 unless README.md holds the report as it is now
-    python benchmarks/report.py --write README.md --plots docs/benchmarks
+    python benchmarks/report.py --check docs/results.md  # exit 1 unless it holds the report as it is now
+    python benchmarks/report.py --write docs/results.md --plots docs/benchmarks
 
 Where no result comes from a GPU the report says that none was measured. `--check` and `--write` look between the lines
 `<!-- benchmarks -->` and `<!-- /benchmarks -->`.
@@ -25,7 +25,7 @@ from providers import OURS
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-PLOTS = "docs/benchmarks"  # where README looks for them
+PLOTS = "benchmarks"  # where docs/results.md looks for them
 NO_GPU = "No figure here comes from a GPU: none has been measured yet."
 
 

@@ -1,4 +1,4 @@
-"""Do selectors learn to find a window, in signals they never saw? The experiments behind the README's figures.
+"""Do selectors learn to find a window, in signals they never saw? The figures of docs/results.md.
 
     python benchmarks/window_selectors.py synthetic
     python benchmarks/window_selectors.py songs --audio DIR --json songs.json

@@ -17,7 +17,7 @@ def unavailable(*arguments, **options):
     raise CodecUnavailable("no weights")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_demo_writes_all_it_promises(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "load_codec", unavailable)  # as without a network
     out = tmp_path / "demo"
@@ -66,7 +66,7 @@ def test_weights_named_and_missing_are_an_error(tmp_path, monkeypatch):
         demo.choose_codec(DemoConfig(weights=tmp_path / "missing.th"))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_main_job_on_real_music(music, tmp_path):
     """Three steps on whole pieces, then a pattern from two of them, as separate commands."""
 

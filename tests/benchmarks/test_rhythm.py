@@ -38,7 +38,7 @@ def test_passages_are_another_part_of_the_piece_faster_by_the_ratio():
         assert y[0, 0].diff().allclose(torch.tensor(WANTED), atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_command(tmp_path, capsys):
     """One couple of drum loops, and a recording of steady tempo."""
     drums = synthesize_drums(3, 100, seconds=60.0, sample_rate=16000)

@@ -33,7 +33,7 @@ def compare(backend: str, compiler: str, device: torch.device, tolerance: float)
         assert float((grad - wanted_grads[name]).abs().max()) <= tolerance * scale, name
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("backend", ["triton", "reference"])
 def test_one_graph(backend: str, device: torch.device) -> None:
     if backend == "triton":
@@ -41,7 +41,7 @@ def test_one_graph(backend: str, device: torch.device) -> None:
     compare(backend, "aot_eager", device, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_inductor(device: torch.device) -> None:
     pytest.importorskip("triton")

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_front_end_accepts_every_variant() -> None:
     """In a process of its own, since Triton decides at its import whether it interprets."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -22,7 +22,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 CASES, PROCESSES = 2000, 2
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_random_cases() -> None:
     """2,000 cases, half of them in each of two processes; `make sanitize` runs 10,000."""
     share = CASES // PROCESSES

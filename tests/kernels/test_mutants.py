@@ -56,7 +56,7 @@ def test_the_copy_is_the_package(tmp_path: Path) -> None:
     assert (tmp_path / "adaptive_window" / "model").is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="mutants run in the interpreter")
 def test_the_package_survives_and_a_mutant_does_not() -> None:
     chosen = [mutant for mutant in MUTANTS if mutant.name == "NaN window gives numbers"]

@@ -106,7 +106,7 @@ def assert_equal(codec: EncodecCodec, published: Published) -> None:
         )
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_every_key_layout_loads(name: str, published: Published, tmp_path: Path) -> None:
     state = published.state_dict()
     path = tmp_path / "official.th"

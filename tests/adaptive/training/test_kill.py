@@ -4,7 +4,7 @@ import pytest
 from tool_process import run_tool
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_killed_and_resumed_runs_are_bit_equal():
     result = run_tool("kill_runs", "--runs", "20", "--seed", "1")
     assert result["bit_equal"] == result["runs"] == 20

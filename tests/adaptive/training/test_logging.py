@@ -88,7 +88,7 @@ def test_missing_mlflow_is_said_and_the_run_goes_on(tmp_path, monkeypatch, capsy
     assert len(lines(tmp_path)) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_real_mlflow_stores_a_run(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="the [mlflow] extra is not installed")
     pytest.importorskip("sqlalchemy", reason="this is mlflow-skinny, which has no store; the [mlflow] extra has")

@@ -133,7 +133,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("place", PLACES)
 def test_a_run_told_to_stop_can_be_resumed_exactly(runs, place):
     """Exit code as a shell states it; the resumed run ends as if nothing had happened."""

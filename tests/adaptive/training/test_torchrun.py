@@ -91,7 +91,7 @@ def together(folder):
     return printed, done
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_two_processes_follow_the_curve_of_one(folder, together):
     """20 steps in float64, the last of them on a batch that was filled up; without joint BatchNorm they do not."""
     torchrun_worker.run(options_of(folder, "one", **FLOAT64))
@@ -104,7 +104,7 @@ def test_two_processes_follow_the_curve_of_one(folder, together):
         assert torch.allclose(value, models[1][name], rtol=0, atol=1e-6), name
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_both_ranks_end_with_one_result_and_one_speaks(folder, together):
     printed, done = together
     for name, steps in (("two", 20), ("apart", 3), ("straight", 9)):
@@ -116,14 +116,14 @@ def test_both_ranks_end_with_one_result_and_one_speaks(folder, together):
     assert done.stderr.count("3 training and 1 held-out songs, codec mel (50 frames/s), cpu, 2 processes") == 5
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_kernels_work_within_distributed_data_parallel(folder, together):
     reference, triton = (curve(folder / name) for name in ("reference", "triton"))
     assert reference[1, "train/gradient_norm"] > 0
     assert triton == pytest.approx(reference, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_killed_and_stopped_processes_go_on_where_they_were(folder, together):
     """Rank 1 is killed at step 5 and torchrun starts both anew; then SIGTERM comes to rank 1 alone, and both save and
     stop together; the end is that of a run that nothing happened to, dropout of both ranks included."""
@@ -137,7 +137,7 @@ def test_killed_and_stopped_processes_go_on_where_they_were(folder, together):
     assert curve(folder / "shaken") == curve(folder / "straight")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_killed_process_ends_the_run(folder):
     printed, done = work(options_of(folder, "killed", max_steps=9, signals=[[0, 0, 1, "SIGKILL"]]))
     assert done.returncode != 0
@@ -145,7 +145,7 @@ def test_a_killed_process_ends_the_run(folder):
     assert load_checkpoint(folder / "killed" / "last.safetensors").info["progress"]["step"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_torchrun_stopped_by_a_signal_leaves_a_saved_run(folder):
     """As a cluster's scheduler does it: SIGTERM comes to torchrun, which hands it on."""
     options = options_of(folder, "scheduled", max_steps=10_000)
@@ -161,7 +161,7 @@ def test_torchrun_stopped_by_a_signal_leaves_a_saved_run(folder):
     assert said.count(f"interrupted at step {saved}: saved") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_mistake_is_said_once(folder):
     arguments = ["--data", folder / "songs", "--out", folder / "odd", "--batch-size", 3]
     done = torchrun("-m", "adaptive_window", "train", *arguments)
