@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..audio.codec import Codec, load_codec
 from ..audio.files import read_audio, write_audio
-from ..config import ComposeConfig, PlotConfig, SongPairOptions, UsageError
+from ..config import ComposeConfig, PlotConfig, SongPairOptions
+from ..device import choose_device
+from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
-from ..plots import SUFFIXES, save_figure, windows_figure
+from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
 from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
-from ..training.loop import choose_device
 
 
 @dataclass
@@ -92,25 +93,49 @@ def check_folder(output: Path) -> None:
         raise UsageError(f"-o {output}: there is no folder {output.parent}")
 
 
+@dataclass(frozen=True)
+class Composition:
+    """What one call of the agent gave, on the CPU: reports and pictures of it come from nowhere else."""
+
+    audio: Tensor
+    """The pattern, `[1, N]`."""
+    pairs: list[PairWindows]
+    """The windows that the selector chose in that call, of all pairs, in seconds."""
+    pick: str | int
+    picked: int | None
+    """The pair heard; None for the mean of all."""
+
+
+def compose_clips(session: Session, pick: str | int) -> Composition:
+    """One pattern, its windows, and which pair it is: all from one call of the agent, in eval mode."""
+    latents, metadata = session.agent.compose_with_metadata(session.x, session.y, pick=pick)  # [1, C, W]
+    with torch.no_grad():
+        audio = session.codec.decode(latents)[0].cpu()
+    picked = None if metadata["picked"] is None else int(metadata["picked"][0])
+    return Composition(audio, pairs_in_seconds(metadata["all_windows"], session.codec), pick, picked)
+
+
 def compose_file(config: ComposeConfig) -> dict[str, Any]:
     """Writes the pattern as WAV and its windows, in seconds, as JSON beside it; returns what the JSON holds."""
     if config.output.suffix.lower() != ".wav":
         raise UsageError(f"-o {config.output}: the pattern is written as WAV, so its name must end in .wav")
     check_folder(config.output)
     session = open_session(config)
-    pick = parse_pick(config.pick, session.agent.num_pairs)
-    latents, chosen = session.agent.compose_with_metadata(session.x, session.y, pick=pick)  # [1, C, W]
-    with torch.no_grad():
-        audio = session.codec.decode(latents)[0].cpu()  # [1, N]
-        windows = session.agent.window_selector(session.x, session.y)
+    composition = compose_clips(session, parse_pick(config.pick, session.agent.num_pairs))
+    return write_composition(config, session, composition)
+
+
+def write_composition(config: ComposeConfig, session: Session, composition: Composition) -> dict[str, Any]:
+    """The WAV and the JSON of a composition of the session's clips; returns what the JSON holds."""
+    audio = composition.audio
     comment = "made with random codec weights" if session.random_codec else None
     write_audio(config.output, audio, session.codec.sample_rate, comment=comment)
     report = {
         "input": str(config.input),
         "target": str(config.target),
         "output": str(config.output),
-        "pick": config.pick,
-        "picked_pair": None if chosen["picked"] is None else int(chosen["picked"][0]),
+        "pick": str(composition.pick),
+        "picked_pair": composition.picked,
         "codec": session.codec.name,
         "random_codec": session.random_codec,
         "clip_seconds": session.clip_seconds,
@@ -132,7 +157,7 @@ def compose_file(config: ComposeConfig) -> dict[str, Any]:
                 "ratio_target": pair.ratio_target,
                 "strength": pair.strength,
             }
-            for pair in pairs_in_seconds(windows, session.codec)
+            for pair in composition.pairs
         ],
     }
     config.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -152,14 +177,34 @@ def plot_file(
     session = open_session(config)
     with torch.no_grad():
         windows = session.agent.window_selector(session.x, session.y)
-    figure = windows_figure(
-        session.x[0].cpu().numpy(),
-        session.y[0].cpu().numpy(),
+    draw_windows(
+        session,
         pairs_in_seconds(windows, session.codec),
-        clip_seconds=session.clip_seconds,
-        window_seconds=session.window_seconds,
+        config.output,
         title=f"{config.input.name} and {config.target.name}",
         sections_input=sections_input,
         sections_target=sections_target,
     )
-    save_figure(figure, config.output)
+
+
+def draw_windows(
+    session: Session,
+    pairs: Sequence[PairWindows],
+    path: Path,
+    *,
+    title: str,
+    sections_input: Sequence[tuple[str, float]] = (),
+    sections_target: Sequence[tuple[str, float]] = (),
+) -> None:
+    """The picture of these windows over the session's clips; of a composition's, give its own (`Composition.pairs`)."""
+    figure = windows_figure(
+        session.x[0].cpu().numpy(),
+        session.y[0].cpu().numpy(),
+        pairs,
+        clip_seconds=session.clip_seconds,
+        window_seconds=session.window_seconds,
+        title=title,
+        sections_input=sections_input,
+        sections_target=sections_target,
+    )
+    save_figure(figure, path)

@@ -162,14 +162,15 @@ class AdaptiveWindowCreativeAgent(nn.Module):
 
         Returns:
             The output `[B, C, W]`, and metadata as `forward`'s for the windows composed (all P, or one), with `losses`
-            `[B, P]`, every sample's own, and `picked` `[B]`, the pair taken (None for `"mean"`).
+            `[B, P]`, every sample's own, `picked` `[B]`, the pair taken (None for `"mean"`), and `all_windows`, those
+            that the selector chose for all P pairs in this call: what a picture or a report of the output shows.
 
         Raises:
             TypeError, ValueError: as `forward`; and for a `pick` that is none of these.
         """
         self._check_pick(pick)
         with evaluating(self):
-            windows = self.window_selector(x_input, x_target)
+            windows = all_windows = self.window_selector(x_input, x_target)
             if isinstance(pick, int):
                 windows = {name: value[:, pick : pick + 1] for name, value in windows.items()}
             outputs, terms = self.compose_windows(x_input, x_target, windows)
@@ -182,7 +183,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             output = outputs[torch.arange(len(picked), device=picked.device), picked]
         else:
             output, picked = outputs.mean(1), None
-        return output, self._metadata(windows) | {"losses": losses, "picked": picked}
+        return output, self._metadata(windows) | {"losses": losses, "picked": picked, "all_windows": all_windows}
 
     def _check_pick(self, pick: object) -> None:
         wanted = f"'mean', 'best' or a pair's number, 0 to {self.num_pairs - 1}"

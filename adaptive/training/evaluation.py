@@ -82,7 +82,7 @@ def pairs_in_seconds(windows: dict[str, torch.Tensor], codec: Codec, index: int 
 
 
 def write_examples(trainer: Trainer, log: RunLog) -> None:
-    """Audio (the mean of all pairs) and window pictures of the first held-out examples, under `out/examples`."""
+    """Audio (the mean of all pairs) and pictures of its windows, of the first held-out examples: `out/examples`."""
     folder = trainer.config.out / "examples"
     folder.mkdir(exist_ok=True)
     agent, codec, step = trainer.agent, trainer.codec, trainer.progress.step
@@ -90,16 +90,15 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
         item = trainer.held_out[k]
         clips = [torch.as_tensor(item[key]) for key in ("input", "target")]  # [C, T] each
         x, y = (clip[None].to(trainer.device, next(agent.parameters()).dtype) for clip in clips)
-        latents = agent.compose(x, y, pick="mean")
+        latents, metadata = agent.compose_with_metadata(x, y, pick="mean")
         with torch.no_grad():
             audio = codec.decode(latents.float())[0].cpu()
-            windows = agent.window_selector(x, y)
         comment = "random codec weights" if codec.random else None
         write_audio(folder / f"step{step:06d}-{k}.wav", audio, codec.sample_rate, comment=comment)
         figure = windows_figure(
             clips[0].numpy(),
             clips[1].numpy(),
-            pairs_in_seconds(windows, codec),
+            pairs_in_seconds(metadata["all_windows"], codec),
             clip_seconds=clips[0].shape[-1] / codec.frame_rate,
             window_seconds=trainer.config.window_seconds,
             title=f"windows at step {step}",

@@ -27,7 +27,8 @@ from torch import Tensor
 from adaptive_window.kernels import resample_windows
 
 from .. import losses
-from ..config import TrainConfig, UsageError
+from ..config import TrainConfig
+from ..errors import UsageError
 from ..losses.rhythm import LAGS_SECONDS, annealed_rhythm_blur
 from ..losses.scale_space import annealed_sigma
 from ..losses.signals import wide
