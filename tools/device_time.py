@@ -15,9 +15,9 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .compiled import Compiled, bytes_of, compile_launch
+from .compiled import Compiled, bytes_of
 from .processor import Cycles, Instruction, decode, program, run
 from .ptx import Access, accesses, largest_loop
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .sass import Listing, Loop
@@ -79,7 +79,9 @@ def decode(name: str, operands: str) -> Instruction:
     parts = operands.split(",")
     first, rest = parts[0], ",".join(parts[1:])
     if base in ("LDG", "LD"):
-        return Instruction("load", _registers(rest, 1), _registers(first, width), cost=float(width), bytes=128.0 * width)
+        return Instruction(
+            "load", _registers(rest, 1), _registers(first, width), cost=float(width), bytes=128.0 * width
+        )
     if base == "LDGSTS":
         lanes = width if width > 1 else 1
         return Instruction("copy", _registers(operands, 1), (), cost=2.0 * lanes, bytes=128.0 * lanes)
@@ -94,7 +96,9 @@ def decode(name: str, operands: str) -> Instruction:
         count = matrices if base == "STSM" else width
         return Instruction("shared", _registers(first, 1) + _registers(rest, count), (), cost=float(count))
     if base == "SHFL":
-        return Instruction("shared", _registers(rest.split(",", 1)[-1], 1), _registers(rest.split(",", 1)[0], 1), cost=1.0)
+        return Instruction(
+            "shared", _registers(rest.split(",", 1)[-1], 1), _registers(rest.split(",", 1)[0], 1), cost=1.0
+        )
     if base == "LDGDEPBAR":
         return Instruction("commit")
     if base == "DEPBAR":
@@ -113,7 +117,9 @@ def decode(name: str, operands: str) -> Instruction:
         return Instruction("bar")
     if base in ("NOP", "BRA", "EXIT", "WARPGROUP", "BSSY", "BSYNC", "MEMBAR", "ERRBAR", "FENCE", "CCTL", "WARPSYNC"):
         return Instruction("skip")
-    kind = "special" if base in ("MUFU", "F2F", "F2I", "I2F", "FRND", "DADD", "DMUL", "DFMA", "DSETP", "R2UR") else "alu"
+    kind = (
+        "special" if base in ("MUFU", "F2F", "F2I", "I2F", "FRND", "DADD", "DMUL", "DFMA", "DSETP", "R2UR") else "alu"
+    )
     wide = 2 if base.startswith("D") or "WIDE" in name or ".64" in name else width
     if "SETP" in base or base in ("PLOP3", "UPLOP3"):
         targets = _registers(",".join(parts[:2]), 1)

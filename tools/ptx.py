@@ -148,7 +148,7 @@ def accesses(ptx: str, arguments: list[str] | None = None, warp: int = 0) -> lis
         if _ACCESS.match(op):
             places = re.findall(r"\[([^\]]+)\]", rest)
             address, owner = state.place(places[1] if op.startswith("cp.async") else places[0])
-            shared = "shared" in op and not op.startswith("cp.async") or "matrix" in op
+            shared = ("shared" in op and not op.startswith("cp.async")) or "matrix" in op
             words = _words(op)
             if op.startswith("cp.async"):
                 size = re.search(r"0x([0-9a-f]+)|,\s*(\d+)", rest.split("]")[-1])
