@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..model.scale_space import gaussian_blur
+from ..losses.scale_space import gaussian_blur
 from .lattice import Windows
 from .matching import correlation
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adaptive_window.kernels.reference import without_autocast
 
-from ..model.scale_space import annealed_sigma
+from ..losses.scale_space import annealed_sigma
 from .descent import Side, descend
 from .lattice import Windows, beside, best_windows, choose_cell, lattice
 from .matching import check_features, match_features, match_score

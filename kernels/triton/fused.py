@@ -1,0 +1,154 @@
+"""The fused forward kernel: resampling, depthwise and pointwise convolution, LayerNorm and blend, in one pass.
+
+Reads the clip, writes the output, and nothing between touches memory. Up to 128 channels, padded to 64 or 128 and
+walked in four chunks, so that a tile's registers hold one chunk of the convolution beside the product's accumulator.
+
+One program walks tiles n, n + programs, ... of all windows: the pointwise weight then stays in shared memory. A tile is
+BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .call import Call
+from .depthwise import depthwise
+from .interpolation import channel_offsets
+from .launch import FUSED_CHANNELS, launch
+from .loops import runtime_range
+from .operands import multiply, split
+from .source import place_frames, read_frames
+
+
+@triton.jit
+def windowed_tonality_forward(
+    source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
+    start_ptr,  # [B, P]
+    ratio_ptr,
+    strength_ptr,
+    depthwise_ptr,  # this and the next five as `prepare_weights` leaves them; [K, PADDED]
+    pointwise_hi_ptr,  # [PADDED, PADDED]
+    pointwise_lo_ptr,
+    pointwise_bias_ptr,  # [PADDED]
+    norm_weight_ptr,
+    norm_bias_ptr,
+    out_ptr,  # [B, P, C, W]
+    T,
+    tiles,  # of all windows
+    stride_b,  # of source; the strides in capitals are compiled in: as run-time values they cost spills
+    stride_p,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    EPS: tl.constexpr,
+    STRIDE_C: tl.constexpr,
+    STRIDE_T: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    HALO: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    HOIST: tl.constexpr,
+):
+    OWN: tl.constexpr = BLOCK_T - 2 * HALO
+    BLOCK_C: tl.constexpr = PADDED // 4
+    TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
+    j = tl.arange(0, BLOCK_T)
+    c = tl.arange(0, BLOCK_C)
+    out_c = tl.arange(0, PADDED)
+    weight_offsets = out_c[None, :] * PADDED + c[:, None]  # [BLOCK_C in, PADDED out]
+    bias = tl.load(pointwise_bias_ptr + out_c)
+    weights = ()
+    if HOIST:
+        for n in tl.static_range(4):
+            hi = tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C)
+            lo = tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C) if PRECISION == "bf16x3" else hi
+            weights = weights + ((hi, lo),)
+    for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+        pair = tile_id // TILES_PER_WINDOW
+        t0 = (tile_id - pair * TILES_PER_WINDOW) * OWN - HALO
+        t = t0 + j
+        inside = (t >= 0) & (t < W)
+        strength = tl.load(strength_ptr + pair).to(COMPUTE)
+        tile_ptr, i, w0, w1 = place_frames(
+            source_ptr,
+            start_ptr,
+            ratio_ptr,
+            pair,
+            t0,
+            t,
+            T,
+            stride_b,
+            stride_p,
+            P,
+            W,
+            STRIDE_T,
+            RESAMPLE,
+            BLOCK_T,
+            COMPUTE,
+        )
+        u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
+        ys = ()
+        for n in tl.static_range(4):
+            y = read_frames(tile_ptr, c + n * BLOCK_C, i, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+            z = depthwise(y, c + n * BLOCK_C, j, depthwise_ptr, K, PADDED, BLOCK_C)
+            z_hi, z_lo = split(z, PRECISION)
+            if HOIST:
+                hi, lo = weights[n]
+            else:
+                hi = tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C)
+                lo = tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C) if PRECISION == "bf16x3" else hi
+            u = multiply(z_hi, z_lo, hi, lo, u, PRECISION)
+            ys = ys + (y,)
+
+        scale = strength * tl.rsqrt(tl.sum(u * u, 1) / C + EPS)  # [BLOCK_T]
+        even, odd = tl.split(tl.permute(tl.reshape(u, (BLOCK_T, 2, 2, BLOCK_C)), (0, 3, 1, 2)))
+        u0, u2 = tl.split(even)
+        u1, u3 = tl.split(odd)
+        us = (u0, u1, u2, u3)
+        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W)
+        out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
+        for n in tl.static_range(4):
+            cn = c + n * BLOCK_C
+            gamma = tl.load(norm_weight_ptr + cn)[None, :]
+            beta = tl.load(norm_bias_ptr + cn)[None, :]
+            out = (1 - strength) * ys[n] + (us[n] * scale[:, None]) * gamma + strength * beta
+            mask = own[:, None] & (cn < C)[None, :] if C != PADDED else own[:, None]
+            out_offsets = channel_offsets(cn, C, PADDED, W)[None, :] + t[:, None]
+            tl.store(out_tile_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def fits(call: Call) -> bool:
+    """Whether a tile holds all channels, and frames beside those of the overlap."""
+    block_t = call.configuration("windowed_tonality_forward").constants["BLOCK_T"]
+    return call.shape[2] <= FUSED_CHANNELS and 4 * call.halo <= block_t
+
+
+def windowed_tonality(call: Call, out: Tensor) -> None:
+    """Everything, into out `[B, P, C, W]`."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("windowed_tonality_forward")
+    own = config.constants["BLOCK_T"] - 2 * call.halo
+    tiles = batch * pairs * triton.cdiv(window, own)
+    arguments = {
+        **call.source.arguments(pairs),
+        "strength_ptr": call.strength,
+        "depthwise_ptr": call.prepared.depthwise,
+        "pointwise_hi_ptr": call.prepared.pointwise.hi,
+        "pointwise_lo_ptr": call.prepared.pointwise.lo,
+        "pointwise_bias_ptr": call.prepared.bias,
+        "norm_weight_ptr": call.prepared.norm,
+        "norm_bias_ptr": call.prepared.norm_bias,
+        "out_ptr": out,
+        "tiles": tiles,
+        "EPS": call.eps,
+        "K": call.taps,
+        "PADDED": call.padded,
+        "HALO": call.halo,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    programs = min(tiles, call.target.processors * config.per_processor)
+    launch(windowed_tonality_forward, (programs,), config, arguments, outputs=own * channels, looped=True)

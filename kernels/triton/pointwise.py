@@ -1,0 +1,225 @@
+"""Backward of the pointwise product and LayerNorm: z and g to du, du to dz; `transform` states the formulas.
+
+Persistent programs: each takes every n-th tile of BLOCK_T frames with all channels, keeps its share of the weight
+gradients in registers and stores it once, as one partial. `norm_backward` reads the pointwise weight anew for every
+tile (64 KB from L2, one instruction per output): kept in registers beside the rest of it, it spills on sm_80.
+
+Operands of the products are stored in scratch as `operands.multiply` takes them.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .call import Call, Normed
+from .configurations import Target
+from .interpolation import channel_offsets
+from .launch import launch
+from .loops import runtime_range
+from .operands import Split, load_split, multiply, split
+
+
+@triton.jit
+def norm_backward(
+    z_ptr,  # [B, P, C, W]
+    z_lo_ptr,
+    strength_ptr,  # [B, P]
+    pointwise_hi_ptr,  # [PADDED, PADDED] (out, in), centred
+    pointwise_lo_ptr,
+    pointwise_bias_ptr,  # [PADDED], centred, the depthwise bias folded in
+    norm_weight_ptr,  # [PADDED]
+    grad_ptr,  # [B, P, C, W]
+    du_ptr,  # out: [B, P, C, W]
+    du_lo_ptr,
+    heard_ptr,  # out: [B, P, W], Σ_c g·γ·n
+    dbias_ptr,  # out: [programs, C]
+    dnorm_ptr,  # out: [programs, C]
+    tiles,  # of all windows
+    W: tl.constexpr,
+    C: tl.constexpr,
+    EPS: tl.constexpr,
+    NEED_DU: tl.constexpr,
+    NEED_BIAS: tl.constexpr,
+    NEED_NORM: tl.constexpr,
+    NEED_HEARD: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    FOLD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """u again, then back through LayerNorm: du, Σ_c g·γ·n, and this program's share of dâ and dγ. Grid (programs,)."""
+    TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    c = tl.arange(0, PADDED)
+    j = tl.arange(0, BLOCK_T)
+    bias = tl.load(pointwise_bias_ptr + c)
+    weight_offsets = c[None, :] * PADDED + c[:, None]  # [in, out]
+    dbias = tl.zeros((BLOCK_T // FOLD, PADDED), COMPUTE)
+    dnorm = dbias
+    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+        pair = tile // TILES_PER_WINDOW
+        t = (tile - pair * TILES_PER_WINDOW) * BLOCK_T + j
+        strength = tl.load(strength_ptr + pair).to(COMPUTE)
+        mask = (t < W)[:, None]
+        if C != PADDED:
+            mask = mask & (c < C)[None, :]
+        base = pair.to(tl.int64) * (C * W)
+        offsets = channel_offsets(c, C, PADDED, W)[None, :] + t[:, None]  # [BLOCK_T, PADDED]
+        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
+        hi = tl.load(pointwise_hi_ptr + weight_offsets)
+        lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
+        u = multiply(z_hi, z_lo, hi, lo, tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED)), PRECISION)
+        g = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE)
+        gamma = tl.load(norm_weight_ptr + c)[None, :]
+        inverse = tl.rsqrt(tl.sum(u * u, 1) / C + EPS)  # [BLOCK_T]
+        gn = g * (u * inverse[:, None])
+        heard = tl.sum(gn * gamma, 1)
+        if NEED_HEARD:
+            tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
+        if NEED_NORM:
+            dnorm += strength * tl.sum(tl.reshape(gn, (BLOCK_T // FOLD, FOLD, PADDED)), 1)
+        if NEED_DU or NEED_BIAS:
+            scale = strength * inverse
+            du = (g * gamma) * scale[:, None] - u * (scale * inverse * (heard / C))[:, None]
+            if NEED_BIAS:
+                dbias += tl.sum(tl.reshape(du, (BLOCK_T // FOLD, FOLD, PADDED)), 1)
+            if NEED_DU:
+                du_hi, du_lo = split(du, PRECISION)
+                tl.store(du_ptr + base + offsets, du_hi, mask=mask)
+                if PRECISION == "bf16x3":
+                    tl.store(du_lo_ptr + base + offsets, du_lo, mask=mask)
+    row = tl.program_id(0).to(tl.int64) * C + c
+    if NEED_BIAS:
+        tl.store(dbias_ptr + row, tl.sum(dbias, 0), mask=c < C)
+    if NEED_NORM:
+        tl.store(dnorm_ptr + row, tl.sum(dnorm, 0), mask=c < C)
+
+
+@triton.jit
+def product_backward(
+    z_ptr,  # [B, P, C, W]
+    z_lo_ptr,
+    du_ptr,  # [B, P, C, W]
+    du_lo_ptr,
+    pointwise_hi_ptr,  # [PADDED, PADDED] (out, in), centred
+    pointwise_lo_ptr,
+    dz_ptr,  # out: [B, P, C, W]
+    dpointwise_ptr,  # out: [programs, C, C]
+    tiles,  # of all windows
+    W: tl.constexpr,
+    C: tl.constexpr,
+    NEED_DZ: tl.constexpr,
+    NEED_WEIGHT: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """dz = Âᵀ·du and this program's share of dÂ = du·zᵀ: two products, channel-major. Grid (programs,)."""
+    TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    c = tl.arange(0, PADDED)
+    j = tl.arange(0, BLOCK_T)
+    total = tl.zeros((PADDED, PADDED), COMPUTE)
+    weight_offsets = c[None, :] * PADDED + c[:, None]  # [in, out]
+    hi = tl.load(pointwise_hi_ptr + weight_offsets)
+    lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
+    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+        pair = tile // TILES_PER_WINDOW
+        t = (tile - pair * TILES_PER_WINDOW) * BLOCK_T + j
+        mask = (t < W)[None, :]
+        if C != PADDED:
+            mask = mask & (c < C)[:, None]
+        base = pair.to(tl.int64) * (C * W)
+        offsets = channel_offsets(c, C, PADDED, W)[:, None] + t[None, :]  # [PADDED, BLOCK_T]
+        du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, offsets, mask, PRECISION)
+        if NEED_WEIGHT:
+            z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
+            total = multiply(du_hi, du_lo, tl.trans(z_hi), tl.trans(z_lo), total, PRECISION)
+        if NEED_DZ:
+            dz = multiply(hi, lo, du_hi, du_lo, tl.zeros((PADDED, BLOCK_T), COMPUTE), PRECISION)
+            tl.store(dz_ptr + base + offsets, dz.to(dz_ptr.dtype.element_ty), mask=mask)
+    if NEED_WEIGHT:
+        share = dpointwise_ptr + tl.program_id(0).to(tl.int64) * (C * C)
+        mask = (c < C)[:, None] & (c < C)[None, :]
+        tl.store(share + c[:, None] * C + c[None, :], total, mask=mask)
+
+
+def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bool, norm: bool, heard: bool) -> Normed:
+    """du, and partial sums for dâ, dγ and dstrength."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("norm_backward")
+    block_t = config.constants["BLOCK_T"]
+    tiles = batch * pairs * triton.cdiv(window, block_t)
+    programs = min(tiles, call.target.processors * config.per_processor)
+    out = Normed(
+        call.operand() if du else None,
+        call.scratch(batch, pairs, window) if heard else None,
+        call.scratch(programs, channels) if bias else None,
+        call.scratch(programs, channels) if norm else None,
+    )
+    written = out.du or z
+    arguments = {
+        "z_ptr": z.hi,
+        "z_lo_ptr": z.lo,
+        "strength_ptr": call.strength,
+        "pointwise_hi_ptr": call.prepared.pointwise.hi,
+        "pointwise_lo_ptr": call.prepared.pointwise.lo,
+        "pointwise_bias_ptr": call.prepared.bias,
+        "norm_weight_ptr": call.prepared.norm,
+        "grad_ptr": grad_out,
+        "du_ptr": written.hi,
+        "du_lo_ptr": written.lo,
+        "heard_ptr": call.spare(out.heard),
+        "dbias_ptr": call.spare(out.dbias),
+        "dnorm_ptr": call.spare(out.dnorm),
+        "tiles": tiles,
+        "EPS": call.eps,
+        "NEED_DU": du,
+        "NEED_BIAS": bias,
+        "NEED_NORM": norm,
+        "NEED_HEARD": heard,
+        "PADDED": call.padded,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    launch(norm_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
+    return out
+
+
+def product_gradients(
+    call: Call, z: Split, du: Split, *, dz: bool, weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dz [B, P, C, W], and dÂ [C, C], as far as asked for."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("product_backward")
+    block_t = config.constants["BLOCK_T"]
+    tiles = batch * pairs * triton.cdiv(window, block_t)
+    programs = min(tiles, call.target.processors * config.per_processor)
+    out = call.scratch(*call.shape) if dz else None
+    partial = call.scratch(programs, channels, channels) if weight else None
+    arguments = {
+        "z_ptr": z.hi,
+        "z_lo_ptr": z.lo,
+        "du_ptr": du.hi,
+        "du_lo_ptr": du.lo,
+        "pointwise_hi_ptr": call.prepared.pointwise.hi,
+        "pointwise_lo_ptr": call.prepared.pointwise.lo,
+        "dz_ptr": call.spare(out),
+        "dpointwise_ptr": call.spare(partial),
+        "tiles": tiles,
+        "PADDED": call.padded,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    steps = [(dz, weight)]
+    if dz and weight and not products_together(call.target, call.precision):
+        steps = [(True, False), (False, True)]
+    for need_dz, need_weight in steps:
+        arguments |= {"NEED_DZ": need_dz, "NEED_WEIGHT": need_weight}
+        launch(product_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
+    return out, None if partial is None else partial.sum(0)
+
+
+def products_together(target: Target, precision: str) -> bool:
+    """Whether one launch computes dz and dÂ: elsewhere than on sm_90, and in float64, its registers do not suffice."""
+    return target.arch != 80 and precision != "fp64"
