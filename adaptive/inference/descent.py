@@ -16,7 +16,7 @@ from .matching import correlation
 BETAS = (0.9, 0.99)  # of Adam
 STEP_OF_BLUR, LEAST_STEP = 0.1, 0.02  # frames that Adam moves a coordinate in a step: 0.1·σ + 0.02
 AXES_BLUR = 1 / 100  # of the window: blur of the signal by whose changes frames count, 8 frames for 800
-EVEN = 0.05  # share of the mean that a frame of a constant stretch counts: its place is known by the others'
+EVEN = 0.002  # share of the mean that a frame of a constant stretch counts: its place is known by the others'
 
 
 @dataclass(frozen=True)
