@@ -28,6 +28,7 @@ PROCESSORS = 132
 CLOCK = 1.755e9
 LAUNCH_US = 2.0  # a kernel that does nothing
 REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 228 * 1024, 64, 32  # of one processor
+WAVES = 4  # programs simulated, of those that fit at once: the rest are like them
 NEAR = 2**20  # bytes; tensors below this stay in the caches
 # Loads at places that depend on data (frames of a clip): wavefronts of a warp, as Nsight Compute counts them, by words
 GATHER = {1.0: 3.2, 0.5: 2.4}
@@ -37,7 +38,6 @@ GATHER = {1.0: 3.2, 0.5: 2.4}
 class Estimate:
     microseconds: float
     resident: int  # programs on a processor
-    waves: float  # how often a processor is filled
     read_bytes: int
     written_bytes: int
     bounds: dict[str, float]  # microseconds that each unit is busy, were it never to wait
@@ -45,8 +45,8 @@ class Estimate:
 
 def _cost(one: Instruction, access: Access, near: bool) -> Instruction:
     """A load with what its addresses tell."""
-    if access.wavefronts is None:  # half of what is gathered are the neighbours of the other half
-        touched = 4.0 if near else 80.0 * access.words
+    if access.wavefronts is None:
+        touched = 4.0 if near else 160.0 * access.words  # 32 frames, a quarter more apart than they are
         return replace(one, cost=GATHER.get(access.words, one.cost), bytes=touched, near=near)
     whole = access.wavefronts > 1 or access.words > 1
     return replace(one, cost=access.wavefronts, bytes=128.0 * access.words if whole else 8.0, near=near)
@@ -71,14 +71,18 @@ def _section(
             loads[max(1, int(access.words))].append(access)
     taken: dict[int, int] = defaultdict(int)
     result = []
-    for one, mine in zip(decoded, plain, strict=True):
+    neighbours: dict[int, bool] = {}
+    for one, mine, place in zip(decoded, plain, indices, strict=True):
         if mine:
             one = replace(one, cost=one.cost * conflicts)
         elif one.kind == "load" and loads[int(one.cost)]:
             width = int(one.cost)
             access = loads[width][taken[width] % len(loads[width])]
             taken[width] += 1
-            one = _cost(one, access, sizes.get(access.argument or "", 0) < NEAR)
+            near = sizes.get(access.argument or "", 0) < NEAR
+            if access.wavefronts is None and not near:  # every second frame gathered is the neighbour of one before
+                near = neighbours[place] = neighbours.get(place, len(neighbours) % 2 == 1)
+            one = _cost(one, access, near)
         result.append(one)
     return result
 
@@ -142,8 +146,12 @@ def estimate(launch: Launch, compiled: Compiled, cycles: Cycles) -> Estimate:
     loaded, stored = moved("load", "copy"), moved("store")
     shares = (read_bytes / loaded if loaded else 0.0, written_bytes / stored if stored else 0.0)
 
+    each = math.ceil(programs / PROCESSORS)
+    simulated = min(each, WAVES * together)
+
     def cycles_of(passes: int) -> float:
-        return run([*parts[0], *parts[1] * passes, *parts[2]], launch.num_warps, together, cycles, *shares)
+        whole = [*parts[0], *parts[1] * passes, *parts[2]]
+        return run(whole, launch.num_warps, together, simulated, cycles, *shares)
 
     if iterations > 4:
         two, four = cycles_of(2), cycles_of(4)
@@ -159,6 +167,5 @@ def estimate(launch: Launch, compiled: Compiled, cycles: Cycles) -> Estimate:
         "l2": scale * sum(one.bytes for one in once if one.kind in ("load", "copy")) / cycles.l2_bytes,
         "memory": (read_bytes + written_bytes) / PROCESSORS / cycles.memory_bytes / CLOCK * 1e6,
     }
-    waves = programs / (PROCESSORS * together)
-    waves = math.ceil(waves) if waves <= 2 else waves + 0.4  # the last wave is not full, nor are all as slow as one
-    return Estimate(spent * waves / CLOCK * 1e6 + LAUNCH_US, together, waves, read_bytes, written_bytes, bounds)
+    spent *= each / simulated
+    return Estimate(spent / CLOCK * 1e6 + LAUNCH_US, together, read_bytes, written_bytes, bounds)
