@@ -1,4 +1,4 @@
-"""`adaptive-window`: demo, encode, train, compose, refine, plot, ablate.
+"""`adaptive-window`: demo, encode, train, compose, refine, plot, ablate, serve.
 
 What the user can mend ends with a message that names it and exit code 2, a run that cannot go on with 1; anything else
 that goes wrong keeps its traceback. Commands import what they need when they run, so that `--help` is quick.
@@ -20,6 +20,7 @@ from .config import (
     EncodeConfig,
     PlotConfig,
     RefineConfig,
+    ServeConfig,
     TrainConfig,
     UsageError,
     add_flags,
@@ -97,6 +98,12 @@ def ablate(config: AblateConfig) -> None:
     print(f"ablation.csv, ablation.md and ablation.png are in {config.out}")
 
 
+def serve(config: ServeConfig) -> None:
+    from .page.server import serve as serve_page
+
+    serve_page(config)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "demo": (DemoConfig, demo, "make music, train on it, compose, and draw the windows: no data needed"),
     "encode": (EncodeConfig, encode, "fill the latent cache from a folder of songs"),
@@ -105,6 +112,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "refine": (RefineConfig, refine, "find the windows of two songs that match, and say whether they do"),
     "plot": (PlotConfig, plot, "draw the windows chosen for two songs"),
     "ablate": (AblateConfig, ablate, "train without each part, and tabulate what the part adds"),
+    "serve": (ServeConfig, serve, "serve a page that composes and matches songs (extra [page])"),
 }
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # type checkers take no type that is made by a call
     PairCount = int
     WorkerCount = int
     Seed = int
+    Port = int
 else:
     # finite: jsonargparse's own of these names take infinity
     _FINITE = ("<", float("inf"))
@@ -37,6 +38,7 @@ else:
     # Beyond these a slip of the finger takes the machine's memory before anything can be said about it.
     PairCount = restricted_number_type("PairCount", int, [(">", 0), ("<=", 256)])
     WorkerCount = restricted_number_type("WorkerCount", int, [(">=", 0), ("<=", 256)])
+    Port = restricted_number_type("Port", int, [(">=", 0), ("<=", 65535)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # epochs and ranks are mixed in, in 64 bits
 
 
@@ -203,6 +205,23 @@ class RefineConfig:
     codec: CodecName = flag("mel", "codec of the latents; mel needs no weights")
     weights: Path | None = flag(None, "file or folder with the codec's weights")
     random_codec: bool = flag(False, "randomly initialized codec: only for trying the plumbing")
+    device: Device = flag("auto", "where to run")
+
+
+@dataclass(kw_only=True)
+class ServeConfig:
+    """Everything that `adaptive-window serve` can be told."""
+
+    checkpoint: Path | None = flag(None, "checkpoint of a training run (default: the weights in the package)")
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for every network, best behind a proxy with TLS")
+    port: Port = flag(7860, "port to listen on; 0 for any free one")
+    auth: str | None = flag(None, "USER:PASSWORD-FILE: ask for this name, and the password in the file's first line")
+    uploads: Path | None = flag(None, "folder in which a folder for uploads and results is made (default: temporary)")
+    keep_minutes: PositiveFloat = flag(60.0, "minutes after which unused uploads and results are removed")
+    jobs: PositiveInt | None = flag(None, "compositions and searches at a time (default: one a core)")
+    waiting: PositiveInt = flag(60, "jobs that may wait; further ones are refused")
+    weights: Path | None = flag(None, "file or folder with the codec's weights")
+    random_codec: bool = flag(False, "accept a checkpoint made with a randomly initialized codec")
     device: Device = flag("auto", "where to run")
 
 
