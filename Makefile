@@ -18,6 +18,7 @@ lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy -p adaptive_window
+	$(PYTHON) -m mypy -p tools
 
 # Random forward and backward cases of the shipped kernels under the interpreter sanitizer (tests/support/sanitizer.py).
 sanitize:
@@ -37,8 +38,8 @@ soak:
 
 # Registers, spills, shared memory and instructions of every shipped kernel; needs no GPU.
 inspect:
-	$(PYTHON) -m adaptive_window.kernels.inspect --arch 90
-	$(PYTHON) -m adaptive_window.kernels.inspect --arch 80
+	$(PYTHON) -m tools.inspect_kernels --arch 90
+	$(PYTHON) -m tools.inspect_kernels --arch 80
 
 # Damaged audio files, read by the shipped reader in a child process (tests/support/fuzz_audio.py).
 fuzz:

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from harness import time_calls
 from providers import Case
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Assumed where no GPU is there to measure: NVIDIA's H100 SXM datasheet (132 SMs, 3.35 TB/s) and its boost clock under
 # load; 0.9 of the datasheet's bandwidth is what copies reach. Four schedulers issue one warp instruction per cycle.
@@ -58,7 +61,7 @@ class Modelled:
 
 
 def model(reports: list[dict[str, object]], nominal: dict[str, int]) -> list[Modelled]:
-    """Sums `kernels.inspect` reports by operation, dtype and precision."""
+    """Sums `tools.inspect_kernels` reports by operation, dtype and precision."""
     groups: dict[tuple[str, str, str], list[dict[str, object]]] = {}
     for report in reports:
         groups.setdefault((str(report["op"]), str(report["dtype"]), str(report["precision"])), []).append(report)
@@ -90,12 +93,12 @@ def model(reports: list[dict[str, object]], nominal: dict[str, int]) -> list[Mod
 
 
 def inspect_kernels(arch: int, only: tuple[str, ...] = ()) -> list[dict[str, object]]:
-    """Reports of `adaptive_window.kernels.inspect`, compiled in a process of their own; no GPU needed."""
+    """Reports of `tools.inspect_kernels`, compiled in a process of their own; no GPU needed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "adaptive_window.kernels.inspect", "--arch", str(arch), "--json", *only]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tools.inspect_kernels", "--arch", str(arch), "--json", *only]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"kernels.inspect failed: {done.stderr.strip()[-500:]}")
+        raise RuntimeError(f"tools.inspect_kernels failed: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout)
 
 

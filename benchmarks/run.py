@@ -127,7 +127,8 @@ def run_codec(options: argparse.Namespace, results: dict[str, Any]) -> bool:
 
 
 def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
-    from adaptive_window.kernels.specimens import NOMINAL
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from tools.specimens import NOMINAL
 
     selections: tuple[tuple[str, ...], ...] = (("windowed_tonality", "float32"), ("windowed_tonality", "bfloat16"))
     if options.all_kernels:

@@ -41,12 +41,12 @@ class Wish:
 class Composed:
     """A composition's files, picture and report."""
 
+    wish: Wish
     report: dict[str, Any]
+    pairs: list[PairWindows]
     picture: go.Figure
     pattern: Path
     clips: tuple[Path, Path]
-    windows: list[dict[str, Path]]
-    """Of each pair: `cut_a`, `compressed_a`, `cut_b`, `compressed_b`."""
 
 
 def compose(engine: Engine, wish: Wish, folder: Path, step: Step) -> Composed:
@@ -56,15 +56,7 @@ def compose(engine: Engine, wish: Wish, folder: Path, step: Step) -> Composed:
         AudioError, UsageError: as `compose_file`.
     """
     step("Reading both songs")
-    config = ComposeConfig(
-        input=wish.songs[0].path,
-        target=wish.songs[1].path,
-        checkpoint=folder,  # the engine has it open
-        at=wish.at[0],
-        at_target=wish.at[1],
-        output=folder / "pattern.wav",
-        pick=wish.pick,
-    )
+    config = as_command(wish, folder)
     session = open_session(config, engine)
     step("Composing")
     composition = compose_clips(session, parse_pick(wish.pick, engine.agent.num_pairs))
@@ -72,12 +64,10 @@ def compose(engine: Engine, wish: Wish, folder: Path, step: Step) -> Composed:
     # the names that visitors know their files by, in place of where these lie here
     report |= {"input": wish.songs[0].name, "target": wish.songs[1].name, "output": config.output.name}
     write_report(config.output, report)
-    step("Cutting the windows")
     clips = []
     for letter, audio in zip("ab", session.audio, strict=True):
         clips.append(folder / f"clip_{letter}.wav")
         write_audio(clips[-1], audio, session.codec.sample_rate)
-    windows = [_write_windows(session, pair, number, folder) for number, pair in enumerate(composition.pairs)]
     step("Drawing")
     picture = windows_picture(
         (session.x[0].cpu().numpy(), session.y[0].cpu().numpy()),
@@ -87,7 +77,35 @@ def compose(engine: Engine, wish: Wish, folder: Path, step: Step) -> Composed:
         clip_seconds=(session.clip_seconds, session.clip_seconds),
         window_seconds=session.window_seconds,
     )
-    return Composed(report, picture, config.output, (clips[0], clips[1]), windows)
+    return Composed(wish, report, composition.pairs, picture, config.output, (clips[0], clips[1]))
+
+
+def as_command(wish: Wish, folder: Path) -> ComposeConfig:
+    """The options of the command that does the same."""
+    return ComposeConfig(
+        input=wish.songs[0].path,
+        target=wish.songs[1].path,
+        checkpoint=folder,  # not read: the engine has it open
+        at=wish.at[0],
+        at_target=wish.at[1],
+        output=folder / "pattern.wav",
+        pick=wish.pick,
+    )
+
+
+def cut_windows(engine: Engine, made: Composed, step: Step) -> list[dict[str, Path]]:
+    """Writes every pair's windows beside the pattern: `cut_a`, `compressed_a`, `cut_b` and `compressed_b` of each.
+
+    Raises:
+        AudioError: a song has gone.
+    """
+    folder = made.pattern.parent
+    session = open_session(as_command(made.wish, folder), engine)
+    files = []
+    for number, pair in enumerate(made.pairs):
+        step(f"Cutting the windows of pair {number}")
+        files.append(_write_windows(session, pair, number, folder))
+    return files
 
 
 def _write_windows(session: Session, pair: PairWindows, number: int, folder: Path) -> dict[str, Path]:

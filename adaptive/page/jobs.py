@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from typing import TypeVar
 
-from ..progress import duration
+from ..console import duration
 
 T = TypeVar("T")
 Step = Callable[[str], None]

@@ -17,7 +17,7 @@ import torch
 
 from ..audio.files import AudioError
 from . import markup
-from .composing import LABELS, Wish, compose
+from .composing import LABELS, Composed, Wish, compose, cut_windows
 from .jobs import Step, Stopping
 from .matching import FEATURES, Search, match
 from .server import Check
@@ -151,8 +151,10 @@ def compose_tab(studio: Studio, inputs: list[Any]) -> None:
     pick = gr.Radio(choices, value="mean", label="What to hear")
     button = gr.Button("Compose", variant="primary", elem_id="compose")
     pattern = gr.HTML(elem_id="composed")
-    picture = gr.Plot(label="Windows over both songs", visible=False, elem_id="picture")
+    picture = gr.Plot(label="Windows over both songs", show_label=False, visible=False, elem_id="picture")
+    table = gr.HTML(elem_id="table")
     windows = gr.HTML(elem_id="windows")
+    made = gr.State(None)
 
     def run(
         song_a: Song | None,
@@ -166,12 +168,25 @@ def compose_tab(studio: Studio, inputs: list[Any]) -> None:
         try:
             songs, at = clips(studio, (song_a, song_b), (strip_a, strip_b), session_of(request))
             wish, folder = Wish(songs, at, pick), studio.uploads.job(session_of(request))
-            made = attempt(studio, "compose", lambda step: compose(studio.engine, wish, folder, step), progress)
+            found = attempt(studio, "compose", lambda step: compose(studio.engine, wish, folder, step), progress)
         except Refused as refusal:
-            return markup.problem(str(refusal)), gr.Plot(visible=False), ""
-        return markup.composed_pattern(made), gr.Plot(made.picture, visible=True), markup.composed_windows(made)
+            return markup.problem(str(refusal)), gr.Plot(visible=False), "", "", None
+        picture = gr.Plot(found.picture, visible=True)
+        return markup.composed_pattern(found), picture, markup.composed_table(found), "", found
 
-    button.click(run, [*inputs, pick], [pattern, picture, windows], show_progress_on=pattern, **job(studio))
+    def cut(found: Composed | None, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008 - the toolkit's way
+        if found is None:
+            return ""
+        try:
+            files = attempt(studio, "windows", lambda step: cut_windows(studio.engine, found, step), progress)
+        except Refused as refusal:
+            return markup.problem(str(refusal))
+        return markup.window_players(files)
+
+    composed = button.click(
+        run, [*inputs, pick], [pattern, picture, table, windows, made], show_progress_on=pattern, **job(studio)
+    )
+    composed.then(cut, made, windows, **job(studio))
 
 
 def match_tab(studio: Studio, inputs: list[Any]) -> None:
@@ -185,7 +200,7 @@ def match_tab(studio: Studio, inputs: list[Any]) -> None:
         seconds = gr.Slider(clip, MOST_SEARCHED, value=clip, step=1, label="Seconds of song A to search")
     button = gr.Button("Match", variant="primary", elem_id="match")
     verdict = gr.HTML(elem_id="matched")
-    picture = gr.Plot(label="Matched windows over both songs", visible=False, elem_id="match-picture")
+    picture = gr.Plot(label="Matched windows over both songs", show_label=False, visible=False, elem_id="match-picture")
 
     def run(
         song_a: Song | None,

@@ -20,7 +20,7 @@ def url(path: Path) -> str:
 def player(path: Path, label: str) -> str:
     name = html.escape(label)
     return (
-        f'<figure><figcaption>{name}</figcaption><audio controls preload="none" aria-label="{name}" '
+        f'<figure><figcaption>{name}</figcaption><audio controls preload="metadata" aria-label="{name}" '
         f'src="{html.escape(url(path))}"></audio></figure>'
     )
 
@@ -72,8 +72,7 @@ def composed_pattern(composed: Composed) -> str:
     )
 
 
-def composed_windows(composed: Composed) -> str:
-    """The table of windows, and every window to hear: as recorded, and compressed to the pattern's length."""
+def composed_table(composed: Composed) -> str:
     begins = composed.report["clip_at"]
     rows = []
     for number, pair in enumerate(composed.report["pairs"]):
@@ -83,8 +82,13 @@ def composed_windows(composed: Composed) -> str:
             row += [f"{start:.2f}", f"{end:.2f}", f"{pair[f'ratio_{stream}']:.3f}"]
         rows.append([*row, f"{pair['strength']:.2f}"])
     head = ["pair", "A from (s)", "A to (s)", "A ×", "B from (s)", "B to (s)", "B ×", "strength"]
-    text = table(head, rows, "Windows, in seconds of the songs")
-    for number, files in enumerate(composed.windows):
+    return f'<div class="results">{table(head, rows, "Windows, in seconds of the songs")}</div>'
+
+
+def window_players(windows: Sequence[dict[str, Path]]) -> str:
+    """Every window to hear: as recorded, and compressed to the pattern's length."""
+    text = ""
+    for number, files in enumerate(windows):
         heard = [
             (files[f"{kind}_{letter}"], f"{label}, {words}")
             for letter, label in zip("ab", LABELS, strict=True)

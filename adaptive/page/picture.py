@@ -53,8 +53,7 @@ def windows_picture(
                 yaxis=axis,
                 zmin=0,
                 zmax=255 / DARKEST,
-                colorscale="Greys",
-                reversescale=True,
+                colorscale=[[0, "white"], [1, "black"]],
                 showscale=False,
                 hovertemplate=f"%{{x:.2f}} s of the clip<extra>{name}, from {begin:.2f} s</extra>",
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import importlib
+import logging
 import os
 import socket
 import sys
@@ -17,7 +19,8 @@ from typing import Any
 
 import adaptive_window
 
-from ..config import ServeConfig, UsageError
+from ..config import ServeConfig
+from ..errors import UsageError
 from .gate import Gate
 from .jobs import Jobs
 from .uploads import Uploads
@@ -39,6 +42,7 @@ def serve(config: ServeConfig) -> None:
     except ImportError as error:
         raise UsageError(f'serve needs the extra [page]: pip install "adaptive-window[page]" ({error})') from error
     check = None if config.auth is None else read_auth(config.auth)
+    logging.getLogger("adaptive_window.audio.files").setLevel(logging.ERROR)  # that a peak was scaled, of each window
     listener = bind(config.host, config.port)
     with contextlib.closing(listener), contextlib.closing(open_uploads(config)) as uploads:
         jobs = Jobs(config.jobs or len(os.sched_getaffinity(0)))
@@ -118,10 +122,14 @@ class Page:
 
     def _load(self) -> Any:
         quiet_toolkit(self.uploads.root)
+        # the toolkit takes as long to import as the engine to load: both at once, on a machine with two cores
+        importing = threading.Thread(target=importlib.import_module, args=("gradio",), daemon=True)
+        importing.start()
         from .studio import open_studio
 
         studio = open_studio(self.config, self.uploads, self.jobs)
         self.about = studio.about()
+        importing.join()
         from .layout import build_app
 
         return build_app(studio, self.check)

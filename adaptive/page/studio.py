@@ -11,7 +11,8 @@ import torch
 
 from ..audio.files import write_audio
 from ..audio.synthesis import synthesize_pair
-from ..config import ServeConfig, UsageError
+from ..config import ServeConfig
+from ..errors import UsageError
 from ..inference.compose import Engine, open_engine
 from .composing import Wish, compose
 from .jobs import Jobs, Step

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from ..config import UsageError
+from ..errors import UsageError
 
 PREFIX, LOCK, EXAMPLES = "adaptive-window-page-", ".lock", "examples"
 LEAST_FREE = 2**30  # bytes of the disk that uploads leave to others

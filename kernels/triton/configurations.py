@@ -5,7 +5,7 @@ Rows were chosen by compiling for sm_90 and sm_80 (registers, spills, instructio
 so. Architecture 90 stands for 9.0 and later, 80 for 8.x, 0 for Triton's interpreter.
 
 To see what is launched: `launch.record_launches()` around a call, on tensors of device "meta" if nothing is to run;
-`launch.use_target(Target(90, 132))` plans for an architecture. `kernels.inspect` compiles what these record.
+`launch.use_target(Target(90, 132))` plans for an architecture. `tools.inspect_kernels` compiles what these record.
 """
 
 from __future__ import annotations

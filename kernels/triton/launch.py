@@ -2,7 +2,7 @@
 
 Nothing here waits for the device.
 
-A `Launch` is a complete description of one kernel call. `record_launches` collects them (tests count them, `inspect`
+A `Launch` is a complete description of one kernel call. `record_launches` collects them (tests count them, `tools`
 compiles them); on tensors of device "meta" they are recorded and not run.
 """
 

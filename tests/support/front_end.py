@@ -2,7 +2,7 @@
 
 The interpreter runs what the compiler refuses: names that change their type between branches, methods of integers that
 became constants because they are 1, variables of branches that were compiled away. That shows in the first stage of
-compilation, which takes a fiftieth of the whole; code generation is `kernels.inspect`'s business.
+compilation, which takes a fiftieth of the whole; code generation is `tools.inspect_kernels`'s business.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`adaptive_window.kernels.inspect`: its reading of listings, and what the compiler makes of the shipped kernels.
+"""`tools.inspect_kernels`: its reading of listings, and what the compiler makes of the shipped kernels.
 
 The compile checks run in a process without TRITON_INTERPRET, on the Triton that is installed. Bars are upper limits in
 instructions per element of the windows, in bytes, and in registers; docs/results.md gives the figures themselves.
@@ -11,11 +11,15 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adaptive_window.kernels.sass import Listing, Load, Loop, loads, resources
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: the checkout's `kernels` must hide no other
+from tools.sass import Listing, Load, Loop, loads, resources
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # nvdisasm -c: two loops, one inside the other, and the branch to itself that pads every kernel's end
 LISTING = """
@@ -97,8 +101,10 @@ CHANNEL_MAJOR = {"product_backward"}  # tiles [C, BLOCK_T]: lanes along frames a
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    line = [sys.executable, "-m", "adaptive_window.kernels.inspect", *arguments]
-    return subprocess.run(line, env=clean | environment, capture_output=True, text=True, timeout=580, check=False)
+    line = [sys.executable, "-m", "tools.inspect_kernels", *arguments]
+    return subprocess.run(
+        line, env=clean | environment, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False
+    )
 
 
 @cache

@@ -1,5 +1,5 @@
 """Calls of the public functions that stand for all others when kernels are compiled without a GPU: sizes, layouts, and
-the launches that they lead to. `inspect` compiles these.
+the launches that they lead to. `inspect_kernels` compiles these.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from .triton.launch import Launch
+    from adaptive_window.kernels.triton.launch import Launch
 
 EPS = 1e-5
 PROCESSORS = 132  # of an H100; decides grids, not code
@@ -86,9 +86,9 @@ def _describe(value: Any) -> str:
 
 def _calls(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Each public function's forward and whole backward, on tensors that take no memory."""
-    from .triton import launch_backward as backward
-    from .triton import launch_forward as forward
-    from .triton.launch import Source, Weights
+    from adaptive_window.kernels.triton import launch_backward as backward
+    from adaptive_window.kernels.triton import launch_forward as forward
+    from adaptive_window.kernels.triton.launch import Source, Weights
 
     def empty(*sizes: int) -> torch.Tensor:
         return torch.empty(sizes, dtype=dtype, device="meta")
@@ -120,8 +120,8 @@ def _calls(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
 def specimens(arch: int, shapes: Sequence[str] = ("nominal",)) -> list[Specimen]:
     """Every launch of every public function, forward and backward, in every dtype and precision, for each shape."""
-    from .triton.configurations import PRECISIONS, Target
-    from .triton.launch import record_launches, use_target
+    from adaptive_window.kernels.triton.configurations import PRECISIONS, Target
+    from adaptive_window.kernels.triton.launch import record_launches, use_target
 
     found = []
     for name in shapes:

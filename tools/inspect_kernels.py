@@ -1,9 +1,9 @@
 """What the compiler makes of every shipped kernel, found out without a GPU.
 
-    python -m adaptive_window.kernels.inspect --arch 90                 # or 80; a table
-    python -m adaptive_window.kernels.inspect --arch 90 --json          # a JSON list, one object per row
-    python -m adaptive_window.kernels.inspect windowed_tonality bf16    # rows of that op and that precision
-    python -m adaptive_window.kernels.inspect --shape odd               # other sizes and layouts; or all of them
+    python -m tools.inspect_kernels --arch 90                 # or 80; a table
+    python -m tools.inspect_kernels --arch 90 --json          # a JSON list, one object per row
+    python -m tools.inspect_kernels windowed_tonality bf16    # rows of that op and that precision
+    python -m tools.inspect_kernels --shape odd               # other sizes and layouts; or all of them
 
 Each kernel is compiled as it is launched for the nominal clips (B = 32, P = 3, C = 128, T = 1200, W = 800), or those of
 another of `specimens.SHAPES`, down to a cubin, which Triton's own copies of NVIDIA's cuobjdump and nvdisasm then take
@@ -43,9 +43,10 @@ from .sass import TENSOR_CORE, Listing, loads, resources
 from .specimens import SHAPES, Specimen, specimens
 
 if TYPE_CHECKING:
-    from .triton.launch import Launch
+    from adaptive_window.kernels.triton.launch import Launch
 
-MODULE = "adaptive_window.kernels.inspect"
+MODULE = "tools.inspect_kernels"
+ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = (90, 80)
 WORKERS = 2
 
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     if os.environ.get("TRITON_INTERPRET") == "1":  # Triton decides at its import: compile in a process without it
         clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        return subprocess.run([sys.executable, "-m", MODULE, *given], env=clean, check=False).returncode
+        return subprocess.run([sys.executable, "-m", MODULE, *given], env=clean, cwd=ROOT, check=False).returncode
     shapes = list(SHAPES) if options.shape == "all" else [options.shape]
     if not any(specimen.named(options.only) for specimen in specimens(options.arch, shapes)):
         parser.error(f"no shipped kernel fits {' '.join(options.only)}")
