@@ -1,7 +1,8 @@
 """What stands before the toolkit: the few routes that the page needs, and nothing else.
 
 The toolkit has many more (a proxy, streams, monitoring, calls by name); they answer 404 here. A file is served, and
-taken as an argument, only if it lies in the uploads' folder. Nothing may be loaded from another host.
+taken as an argument, only if it lies in the uploads' folder. Nothing may be loaded from another host, and no other site
+may call.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from .songs import MOST_BYTES
 from .uploads import Uploads
@@ -66,7 +67,7 @@ class Gate:
         if self.app is None:
             await answer(send, 503, {"detail": "The page is starting; try again in a few seconds."}, retry=5)
             return
-        refusal = self._refusal(method, path, _header(scope, b"content-length"))
+        refusal = self._refusal(method, path, scope)
         if refusal is not None:
             await answer(send, refusal[0], {"detail": refusal[1]})
             return
@@ -79,7 +80,7 @@ class Gate:
             receive = _again(body, receive)
         await self.app(scope, receive, _with_headers(send))
 
-    def _refusal(self, method: str, path: str, length: str | None) -> tuple[int, str] | None:
+    def _refusal(self, method: str, path: str, scope: Scope) -> tuple[int, str] | None:
         """(status, sentence) of a request that goes no further."""
         if method in ("GET", "HEAD"):
             if path.startswith(_FILE):
@@ -88,6 +89,9 @@ class Gate:
             return None if _READ.fullmatch(path) and ".." not in path else (404, "Not found.")
         if method != "POST" or not _WRITE.fullmatch(path):
             return 404, "Not found."
+        if not _same_site(scope):
+            return 403, "The request comes from another site."
+        length = _header(scope, b"content-length")
         if length is None or not length.isdecimal():
             return 411, "The request must say how long it is."
         if path == _UPLOAD:
@@ -123,6 +127,13 @@ def _paths(call: Any) -> list[str]:
     return found
 
 
+def _same_site(scope: Scope) -> bool:
+    """Whether a browser sends it from the page itself; what is no browser names no origin."""
+    origin = _header(scope, b"origin")
+    hosts = _header(scope, b"host"), _header(scope, b"x-forwarded-host")
+    return origin is None or urlsplit(origin).netloc in hosts
+
+
 def _header(scope: Scope, name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
@@ -153,7 +164,8 @@ def _with_headers(send: Send) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             extra = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
-            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            own = [pair for pair in message.get("headers", ()) if not pair[0].lower().startswith(b"access-control-")]
+            message = {**message, "headers": [*own, *extra]}
         await send(message)
 
     return wrapped

@@ -214,6 +214,8 @@ def match_tab(studio: Studio, inputs: list[Any]) -> None:
     ) -> tuple[Any, ...]:
         try:
             songs, at = clips(studio, (song_a, song_b), (strip_a, strip_b), session_of(request))
+            if not clip <= seconds <= MOST_SEARCHED:  # the browser may send anything
+                raise Refused(f"Between {clip:g} and {MOST_SEARCHED} s of song A can be searched.")
             search = Search(songs, at, FEATURES[features], seconds)
             folder = studio.uploads.job(session_of(request))
             found = attempt(studio, "match", lambda step: match(studio.engine, search, folder, step), progress)

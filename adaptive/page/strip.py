@@ -6,6 +6,7 @@ So it works by pointer, by touch, by keyboard and for screen readers, as any sli
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def strip_value(label: str, song: Song, clip_seconds: float) -> dict[str, Any]:
         "shape": f"M{' '.join(top)} {' '.join(back)}z",
         "seconds": song.seconds,
         "clip": min(clip_seconds, song.seconds),
-        "most": round(max(0.0, song.seconds - clip_seconds), 2) // 0.05 * 0.05,
+        "most": math.floor(max(0.0, song.seconds - clip_seconds) * 20 + 1e-6) / 20,  # whole steps of the slider
         "at": 0.0,
     }
 
