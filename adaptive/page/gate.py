@@ -61,8 +61,7 @@ class Gate:
             return
         method, path = scope["method"], scope["path"]
         if path == HEALTH and method in ("GET", "HEAD"):
-            status, body = self.health()
-            await answer(send, status, body)
+            await answer(send, *self.health())
             return
         if self.app is None:
             await answer(send, 503, {"detail": "The page is starting; try again in a few seconds."}, retry=5)

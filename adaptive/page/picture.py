@@ -60,7 +60,13 @@ def windows_picture(
         )
     for number, pair in enumerate(pairs):
         _add_pair(figure, pair, number, len(pairs), window_seconds, begins, names, labels)
-    axis = {"range": [0, 1], "fixedrange": True, "showticklabels": False, "showgrid": False, "zeroline": False}
+    plain: dict[str, Any] = {
+        "range": [0, 1],
+        "fixedrange": True,
+        "showticklabels": False,
+        "showgrid": False,
+        "zeroline": False,
+    }
     figure.update_layout(
         template="none",
         height=560,
@@ -77,9 +83,9 @@ def windows_picture(
             "showgrid": False,
             "anchor": "y",
         },
-        yaxis={**axis, "domain": [0, 0.4], "title": {"text": names[1]}},
-        yaxis2={**axis, "domain": [0.42, 0.58]},
-        yaxis3={**axis, "domain": [0.6, 1], "title": {"text": names[0]}},
+        yaxis={**plain, "domain": [0, 0.4], "title": {"text": names[1]}},
+        yaxis2={**plain, "domain": [0.42, 0.58]},
+        yaxis3={**plain, "domain": [0.6, 1], "title": {"text": names[0]}},
     )
     return figure
 

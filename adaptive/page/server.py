@@ -156,7 +156,7 @@ async def _lifespan(app: Any) -> AsyncIterator[None]:
 
 
 def _draining(base: type) -> Any:
-    class Server(base):  # type: ignore[misc]
+    class Server(base):
         """Ends on the first signal when the running jobs have, and on the second at once."""
 
         def __init__(self, options: Any, jobs: Jobs) -> None:
