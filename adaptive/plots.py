@@ -5,7 +5,8 @@ Readable in grey: pairs differ by line style and number, not by colour alone. Ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from numpy.typing import NDArray
+
+from .storage.durable import replacing
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 SUFFIXES = (".png", ".svg", ".pdf")  # of the pictures that save_figure writes
@@ -235,15 +238,16 @@ def ablation_figure(scores: Mapping[str, Sequence[float]], title: str = "") -> F
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes .png, .svg or .pdf by the suffix.
+def save_figure(figure: Figure, path: Path, into: Callable[[Path], AbstractContextManager[Path]] = replacing) -> None:
+    """Writes .png, .svg or .pdf by the suffix, by a temporary file (of `into`) that replaces `path` at the end.
 
     Raises:
         ValueError: another suffix.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: a picture's suffix must be .png, .svg or .pdf")
-    figure.savefig(path, dpi=130)
+    with into(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:].lower())
 
 
 def figure_image(figure: Figure) -> NDArray[np.uint8]:
