@@ -32,11 +32,6 @@ def check_longest_window(config: TrainConfig | AblateConfig) -> None:
         )
 
 
-def check_modes(config: TrainConfig) -> None:
-    if config.unity_test and config.shuffle_targets:
-        raise UsageError("--unity-test and --shuffle-targets exclude each other: choose one")
-
-
 def check_seeds(config: AblateConfig) -> None:
     if config.seed + config.seeds > SEEDS:
         raise UsageError(f"--seed {config.seed} and --seeds {config.seeds} go beyond the last seed, {SEEDS - 1}")
@@ -55,7 +50,6 @@ def check_demo_codec(config: DemoConfig) -> None:
 CHECKS: tuple[tuple[Any, Any], ...] = (
     (ClipOptions, check_clip),
     ((TrainConfig, AblateConfig), check_longest_window),
-    (TrainConfig, check_modes),
     (AblateConfig, check_seeds),
     (RefineConfig, check_search),
     (DemoConfig, check_demo_codec),

@@ -163,7 +163,7 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(ValueError):  # a line in which a kill came
             entry = json.loads(line)
-            if isinstance(entry, dict) and {"name", "sha256"} <= entry.keys():
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str) and "sha256" in entry:
                 found.append(entry)
     return found
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from ..console import note
 from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
-from ..storage import outputs, strict_json
+from ..storage import strict_json
 from ..storage.durable import flush, remove_leftovers, replacing
 
 FORMAT = 2
@@ -78,8 +78,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
     # not save_file: its temporary file has a name of its own, by which nobody would find it after a kill
     content = save(on_cpu, metadata=metadata)
     try:
-        for file in filter(None, (path, previous)):
-            outputs.growing(file)  # not by its content: hashing it takes as long as writing it, and it has a seal
         remove_leftovers(path)
         with replacing(path) as temporary:
             _write_sealed(temporary, content)

@@ -60,6 +60,8 @@ def prepare_folder(
     advice = "move it elsewhere" if resume else "name another --out"
     claimed = [name for name in files if name != CONFIG or not (resume or _is_read(out / name, reads))]
     outputs.claim(*(out / name for name in claimed), reads=reads, advice=advice)
+    for name in (name for name in (LAST, PREVIOUS, BEST) if name in files):
+        outputs.growing(out / name, ours=True)  # not by their content, which has a checksum of its own
     for name in folders:
         if os.path.lexists(out / name) and not (out / name).is_dir():
             raise UsageError(f"{str(out / name)!r} is no folder: {advice}")
