@@ -63,7 +63,7 @@ def compose(engine: Engine, wish: Wish, folder: Path, step: Step) -> Composed:
     report = write_composition(config, session, composition)
     # the names that visitors know their files by, in place of where these lie here
     report |= {"input": wish.songs[0].name, "target": wish.songs[1].name, "output": config.output.name}
-    write_report(config.output, report)
+    write_report(config.output, report, overwrite=True)
     clips = []
     for letter, audio in zip("ab", session.audio, strict=True):
         clips.append(folder / f"clip_{letter}.wav")

@@ -74,7 +74,7 @@ def match(engine: Engine, search: Search, folder: Path, step: Step) -> Matched:
     report = found.report
     for name, song in zip(("input", "target"), songs, strict=True):
         report[name]["file"] = song.name  # the name that visitors know it by, in place of where it lies here
-    write_report(folder, report)
+    write_report(folder, report, overwrite=True)
     step("Drawing")
     sound = None
     if report["verdict"] == "match":

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import adaptive_window
-
+from .. import __version__
 from ..config import ServeConfig
 from ..errors import UsageError
 from .gate import Gate
@@ -90,7 +89,7 @@ class Page:
 
     def health(self) -> tuple[int, dict[str, Any]]:
         state = "stopping" if self.jobs.stopping else "starting" if self.gate.app is None else "ready"
-        about = {"status": state, "version": adaptive_window.__version__, **self.about}
+        about = {"status": state, "version": __version__, **self.about}
         return (200 if state == "ready" else 503), about
 
     async def _live(self, end: asyncio.Event) -> None:

@@ -22,7 +22,7 @@ PARTS = {
     "device": {"errors"},
     "storage": {"errors"},
     "config": {"errors"},
-    "plots": set(),
+    "plots": {"storage"},
     "losses": set(),
     "model": {"losses"},
     "audio": {*GROUND, "storage"},
@@ -30,8 +30,8 @@ PARTS = {
     "inference": {*GROUND, "config", "storage", "plots", "losses", "model", "audio", "training"},
     "demo": {*GROUND, "config", "storage", "plots", "model", "audio", "training", "inference"},
     # neither model nor training: the page has what it shows from the functions that compose and refine call
-    "page": {*GROUND, "config", "plots", "audio", "inference", "__init__"},  # of the last, the version alone
-    "cli": {*GROUND, "config", "audio", "training", "inference", "demo", "page"},
+    "page": {*GROUND, "config", "plots", "audio", "inference", "__version__"},
+    "cli": {*GROUND, "__version__", "config", "storage", "audio", "training", "inference", "demo", "page"},
     "__main__": {"cli"},
     "__init__": {"model", "inference"},
 }

@@ -81,7 +81,7 @@ def test_a_match_is_the_commands(studio, tmp_path, monkeypatch):
     (tmp_path / "a.wav").symlink_to(songs[0].path)
     sizes = ["--clip-seconds", 10.0, "--window-seconds", engine.window_seconds, "--at", 2.0, "--at-target", 4.0]
     assert run("refine", "a.wav", "a.wav", "-o", "out", *sizes, "--device", "cpu") == 0
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    names = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
     assert sorted(path.name for path in found.files) == names
     for name in names:
         assert (tmp_path / "page" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
