@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +13,12 @@ from ..config import (
     EncodeConfig,
     PlotConfig,
     RefineConfig,
+    ServeConfig,
     TrainConfig,
     cache_folder,
 )
 from ..errors import UsageError
+from ..storage import strict_json
 
 
 def demo(config: DemoConfig) -> None:
@@ -71,7 +72,7 @@ def refine(config: RefineConfig) -> None:
 
     report = refine_songs(config)
     print(summary(report), file=sys.stderr)
-    print(json.dumps(report, indent=2))
+    print(strict_json.dumps(report, indent=2))
 
 
 def plot(config: PlotConfig) -> None:
@@ -88,6 +89,12 @@ def ablate(config: AblateConfig) -> None:
     print(f"ablation.csv, ablation.md and ablation.png are in {config.out}")
 
 
+def serve(config: ServeConfig) -> None:
+    from ..page.server import serve as serve_page
+
+    serve_page(config)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "demo": (DemoConfig, demo, "make music, train on it, compose, and draw the windows: no data needed"),
     "encode": (EncodeConfig, encode, "fill the latent cache from a folder of songs"),
@@ -96,4 +103,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "refine": (RefineConfig, refine, "find the windows of two songs that match, and say whether they do"),
     "plot": (PlotConfig, plot, "draw the windows chosen for two songs"),
     "ablate": (AblateConfig, ablate, "train without each part, and tabulate what the part adds"),
+    "serve": (ServeConfig, serve, "serve a page that composes and matches songs (extra [page])"),
 }

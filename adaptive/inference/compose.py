@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,23 @@ from torch import Tensor
 
 from ..audio.codec import Codec, load_codec
 from ..audio.files import read_audio, write_audio
-from ..config import ComposeConfig, PlotConfig, SongPairOptions
+from ..config import ComposeConfig, PlotConfig, SongPairOptions, reads
 from ..device import choose_device
 from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
+from ..storage import outputs, strict_json
 from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
 
 
-@dataclass
-class Session:
-    """A trained agent with its codec, and the two clips as latents `[1, C, T]`."""
+@dataclass(frozen=True)
+class Engine:
+    """A checkpoint opened: what composes, ready for any two songs."""
 
     agent: AdaptiveWindowCreativeAgent
     codec: Codec
-    x: Tensor
-    y: Tensor
+    clip_frames: int
     random_codec: bool
 
     @property
@@ -38,46 +38,91 @@ class Session:
 
     @property
     def clip_seconds(self) -> float:
-        return self.x.shape[-1] / self.codec.frame_rate
+        return self.clip_frames / self.codec.frame_rate
 
 
-def open_session(options: SongPairOptions) -> Session:
-    """Loads checkpoint, codec and both clips.
+@dataclass(frozen=True)
+class Session:
+    """An engine and two songs' clips: audio `[1, N]`, and latents `[1, C, T]` on the engine's device."""
+
+    engine: Engine
+    audio: tuple[Tensor, Tensor]
+    x: Tensor
+    y: Tensor
+
+    @property
+    def agent(self) -> AdaptiveWindowCreativeAgent:
+        return self.engine.agent
+
+    @property
+    def codec(self) -> Codec:
+        return self.engine.codec
+
+    @property
+    def random_codec(self) -> bool:
+        return self.engine.random_codec
+
+    @property
+    def window_seconds(self) -> float:
+        return self.engine.window_seconds
+
+    @property
+    def clip_seconds(self) -> float:
+        return self.engine.clip_seconds
+
+
+def open_engine(
+    checkpoint_file: Path, *, weights: Path | None = None, random_codec: bool = False, device: str = "auto"
+) -> Engine:
+    """Loads a checkpoint and the codec that it was trained with.
+
+    Raises:
+        UsageError, CodecUnavailable: each names the file or option at fault.
+    """
+    where = choose_device(device)
+    checkpoint = load_checkpoint(checkpoint_file)
+    made_with = checkpoint.info["codec"]
+    if made_with["random"] and not random_codec:
+        raise UsageError(
+            f"{checkpoint_file} was trained on a randomly initialized codec: what it composes is noise. "
+            "Add --random-codec to run it all the same"
+        )
+    codec = load_codec(made_with["name"], weights=weights, random=made_with["random"], device=str(where))
+    if codec.fingerprint != made_with["fingerprint"]:
+        raise UsageError(
+            f"{checkpoint_file} was trained with other {codec.name} weights (fingerprint "
+            f"{made_with['fingerprint']}, these have {codec.fingerprint}); name the right ones with --weights"
+        )
+    agent = build_agent(checkpoint, checkpoint_file).to(where).eval()
+    return Engine(agent, codec, checkpoint.info["clip_frames"], made_with["random"])
+
+
+def open_session(options: SongPairOptions, engine: Engine | None = None) -> Session:
+    """Loads both clips, and checkpoint and codec where no `engine` has them already.
 
     Raises:
         UsageError, AudioError, CodecUnavailable: each names the file or option at fault.
     """
-    device = choose_device(options.device)
-    checkpoint = load_checkpoint(options.checkpoint)
-    made_with = checkpoint.info["codec"]
-    if made_with["random"] and not options.random_codec:
-        raise UsageError(
-            f"{options.checkpoint} was trained on a randomly initialized codec: what it composes is noise. "
-            "Add --random-codec to run it all the same"
+    if engine is None:
+        engine = open_engine(
+            options.checkpoint, weights=options.weights, random_codec=options.random_codec, device=options.device
         )
-    codec = load_codec(made_with["name"], weights=options.weights, random=made_with["random"], device=str(device))
-    if codec.fingerprint != made_with["fingerprint"]:
-        raise UsageError(
-            f"{options.checkpoint} was trained with other {codec.name} weights (fingerprint "
-            f"{made_with['fingerprint']}, these have {codec.fingerprint}); name the right ones with --weights"
-        )
-    agent = build_agent(checkpoint, options.checkpoint).to(device).eval()
-    frames = checkpoint.info["clip_frames"]
     at_target = options.at if options.at_target is None else options.at_target
-    x = encode_clip(options.input, options.at, frames, codec).to(device)
-    y = encode_clip(options.target, at_target, frames, codec).to(device)
-    return Session(agent, codec, x, y, made_with["random"])
+    clips = [read_clip(path, at, engine) for path, at in ((options.input, options.at), (options.target, at_target))]
+    with torch.no_grad():
+        x, y = (engine.codec.encode(audio[None]) for audio in clips)
+    return Session(engine, (clips[0], clips[1]), x, y)
 
 
-def encode_clip(path: Path, at: float, frames: int, codec: Codec) -> Tensor:
-    """The clip of `frames` latent frames that begins at second `at` of a song, `[1, C, frames]`.
+def read_clip(path: Path, at: float, engine: Engine) -> Tensor:
+    """The engine's clip that begins at second `at` of a song, as audio `[1, N]` at the codec's rate.
 
     Raises:
         AudioError: unreadable, or the song ends before the clip does.
     """
-    audio = read_audio(path, codec.sample_rate, start=round(at * codec.sample_rate), length=frames * codec.hop)
-    with torch.no_grad():
-        return codec.encode(audio[None])
+    codec = engine.codec
+    length = engine.clip_frames * codec.hop
+    return read_audio(path, codec.sample_rate, start=round(at * codec.sample_rate), length=length)
 
 
 def parse_pick(text: str, num_pairs: int) -> str | int:
@@ -86,11 +131,6 @@ def parse_pick(text: str, num_pairs: int) -> str | int:
     if text.isdecimal() and int(text) < num_pairs:
         return int(text)
     raise UsageError(f"--pick {text}: must be mean, best or a pair's number from 0 to {num_pairs - 1}")
-
-
-def check_folder(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise UsageError(f"-o {output}: there is no folder {output.parent}")
 
 
 @dataclass(frozen=True)
@@ -115,11 +155,17 @@ def compose_clips(session: Session, pick: str | int) -> Composition:
     return Composition(audio, pairs_in_seconds(metadata["all_windows"], session.codec), pick, picked)
 
 
+def claim(config: ComposeConfig | PlotConfig, *paths: Path) -> None:
+    """Raises `UsageError`, before any work, where these files cannot be written without a loss."""
+    advice = "name another -o" if config.overwrite else "name another -o, or add --overwrite to replace it"
+    outputs.claim(*paths, reads=reads(config), overwrite=config.overwrite, advice=advice)
+
+
 def compose_file(config: ComposeConfig) -> dict[str, Any]:
     """Writes the pattern as WAV and its windows, in seconds, as JSON beside it; returns what the JSON holds."""
     if config.output.suffix.lower() != ".wav":
         raise UsageError(f"-o {config.output}: the pattern is written as WAV, so its name must end in .wav")
-    check_folder(config.output)
+    claim(config, config.output, config.output.with_suffix(".json"))
     session = open_session(config)
     composition = compose_clips(session, parse_pick(config.pick, session.agent.num_pairs))
     return write_composition(config, session, composition)
@@ -129,7 +175,8 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
     """The WAV and the JSON of a composition of the session's clips; returns what the JSON holds."""
     audio = composition.audio
     comment = "made with random codec weights" if session.random_codec else None
-    write_audio(config.output, audio, session.codec.sample_rate, comment=comment)
+    into = partial(outputs.writing, overwrite=config.overwrite)
+    write_audio(config.output, audio, session.codec.sample_rate, comment=comment, into=into)
     report = {
         "input": str(config.input),
         "target": str(config.target),
@@ -160,8 +207,13 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
             for pair in composition.pairs
         ],
     }
-    config.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_report(config.output, report, overwrite=config.overwrite)
     return report
+
+
+def write_report(output: Path, report: dict[str, Any], *, overwrite: bool) -> None:
+    """The JSON beside a pattern."""
+    outputs.write_text(output.with_suffix(".json"), strict_json.dumps(report, indent=2) + "\n", overwrite=overwrite)
 
 
 def plot_file(
@@ -173,7 +225,7 @@ def plot_file(
     """Writes the picture of a checkpoint's windows over two songs, with their sections where these are known."""
     if config.output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
-    check_folder(config.output)
+    claim(config, config.output)
     session = open_session(config)
     with torch.no_grad():
         windows = session.agent.window_selector(session.x, session.y)
@@ -182,6 +234,7 @@ def plot_file(
         pairs_in_seconds(windows, session.codec),
         config.output,
         title=f"{config.input.name} and {config.target.name}",
+        overwrite=config.overwrite,
         sections_input=sections_input,
         sections_target=sections_target,
     )
@@ -193,6 +246,7 @@ def draw_windows(
     path: Path,
     *,
     title: str,
+    overwrite: bool = False,
     sections_input: Sequence[tuple[str, float]] = (),
     sections_target: Sequence[tuple[str, float]] = (),
 ) -> None:
@@ -207,4 +261,4 @@ def draw_windows(
         sections_input=sections_input,
         sections_target=sections_target,
     )
-    save_figure(figure, path)
+    save_figure(figure, path, into=partial(outputs.writing, overwrite=overwrite))
