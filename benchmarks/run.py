@@ -11,6 +11,7 @@ Parts:
     step      a whole training step of the agent against the original's structure (agent_step.py)
     scaling   cost against B, P, T, W and C (scaling.py)
     codec     compressing latents against decode, stretch, encode (codec_claim.py); needs encodec and torchaudio
+    kernels   device time of each of our kernels (kernel_times.py); CUDA only
     static    for the kernels, without a GPU: what the compiler made of them, and a model of their time (roofline.py)
 
 A provider whose values or gradients fail the parity check has no time printed. The exit code is 1 where ours fails it
@@ -38,7 +39,7 @@ from operations import compare, table
 from providers import BASELINE, OURS, PROVIDERS, Case
 from roofline import ASSUMED, copy_rate, inspect_kernels, model, static_table
 
-PARTS = ("ops", "attention", "step", "scaling", "codec", "static")
+PARTS = ("ops", "kernels", "attention", "step", "scaling", "codec", "static")
 SIZES = {50: (1200, 800), 75: (1800, 1200)}  # frames per second: T of 24 s, W of 16 s
 DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
 
@@ -77,6 +78,16 @@ def run_ops(options: argparse.Namespace, results: dict[str, Any]) -> bool:
         good &= all("seconds" in r for r in rows if r["provider"] == OURS)
     set_tf32(False)
     return good
+
+
+def run_kernels(options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    if options.device != "cuda":
+        print("not run: only a GPU has these kernels")
+        return True
+    import kernel_times
+
+    results["kernels"] = kernel_times.measure()
+    return True
 
 
 def run_attention(options: argparse.Namespace, results: dict[str, Any]) -> bool:
@@ -152,6 +163,7 @@ def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
 
 RUNNERS = {
     "ops": run_ops,
+    "kernels": run_kernels,
     "attention": run_attention,
     "step": run_step,
     "scaling": run_scaling,
@@ -219,7 +231,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     cuda = options.device == "cuda"
     options.batch = options.batch or ([1, 8, 32, 64] if cuda else [1, 8, 32])
     options.dtypes = options.dtypes or (["float32", "tf32", "bfloat16"] if cuda else ["float32"])
-    options.parts = options.parts or [part for part in PARTS if part != "static" or not cuda]
+    options.parts = options.parts or [part for part in PARTS if part != ("static" if cuda else "kernels")]
     options.step_batch = options.step_batch or ([16] if cuda else [4])
     options.providers = options.providers or list(PROVIDERS)
     if options.quick:

@@ -2,6 +2,7 @@
 
     python benchmarks/tune.py --json tune.json          # needs a GPU; prints the rows that it would choose
     python benchmarks/tune.py --dry                     # needs none: compiles everything, predicts times
+    python benchmarks/tune.py --compile --first 0       # only compiles the shipped configurations, for what comes next
     python benchmarks/tune.py --list                    # names what would be timed, and does nothing
     python benchmarks/tune.py --kernels norm_backward --precisions tf32 bf16
 
@@ -310,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seconds", type=float, default=230.0, help="for everything")
     add("--json", type=Path, help="write the results here")
     add("--dry", action="store_true", help="compile everything and predict its time; needs no GPU")
+    add("--compile", action="store_true", help="compile for this GPU, and no more")
     add("--list", action="store_true", help="only name what would be timed")
     add("--first", type=int, help="so many candidates of each kernel, not all")
     options = parser.parse_args(arguments)
@@ -335,6 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arch, processors = 90 if properties.major >= 9 else 80, properties.multi_processor_count
         limit = options.seconds * 0.6
     rows = compile_all(jobs, arch, processors, options.dry, limit if not options.dry else math.inf)
+    if options.compile:
+        return 0
     if not options.dry:
         measure(jobs, rows, processors, arch, began + options.seconds)
     done, key = [rows[job] for job in jobs if job in rows], "predicted_us" if options.dry else "microseconds"
