@@ -12,7 +12,7 @@ Parts:
     scaling   cost against B, P, T, W and C (scaling.py)
     codec     compressing latents against decode, stretch, encode (codec_claim.py); needs encodec and torchaudio
     kernels   device time of each of our kernels (kernel_times.py); CUDA only
-    static    for the kernels, without a GPU: what the compiler made of them, and a model of their time (roofline.py)
+    static    for the kernels, without a GPU: device time predicted from what the compiler made of them
 
 A provider whose values or gradients fail the parity check has no time printed. The exit code is 1 where ours fails it
 or a part that was asked for breaks, else 0.
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file
 from harness import machine, set_tf32, slug
 from operations import compare, table
 from providers import BASELINE, OURS, PROVIDERS, Case
-from roofline import ASSUMED, copy_rate, inspect_kernels, model, static_table
+from roofline import copy_rate, model, predict_kernels, static_table
 
 PARTS = ("ops", "kernels", "attention", "step", "scaling", "codec", "static")
 SIZES = {50: (1200, 800), 75: (1800, 1200)}  # frames per second: T of 24 s, W of 16 s
@@ -139,25 +139,24 @@ def run_codec(options: argparse.Namespace, results: dict[str, Any]) -> bool:
 
 def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
     sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from tools import calibration
     from tools.specimens import NOMINAL
 
     selections: tuple[tuple[str, ...], ...] = (("windowed_tonality", "float32"), ("windowed_tonality", "bfloat16"))
     if options.all_kernels:
         selections = ((),)
     if options.quick:
-        selections = (("windowed_tonality forward", "float32"),)
-    rows = model([r for only in selections for r in inspect_kernels(options.arch, only)], NOMINAL)
+        selections = (("windowed_tonality forward", "float32", "tf32"),)
+    kernels = [one for only in selections for one in predict_kernels(only)]
+    rows = model(kernels, NOMINAL)
+    points = calibration.load()
+    error = {"fitted": calibration.median(calibration.fitted(points)), "points": len(points)}
+    error["left_out"] = calibration.median(calibration.left_out(points))
     sizes = ", ".join(f"{k}={v}" for k, v in NOMINAL.items())
-    print(f"A MODEL, not a measurement: sm_{options.arch} at {sizes}, per stream. Assumed: {ASSUMED['processors']} "
-          f"processors at {ASSUMED['clock_hz'] / 1e9:.3f} GHz, {ASSUMED['bytes_per_s'] / 1e12:.1f} TB/s; the larger of "
-          "issue and memory time, without launches, caches or latency.")  # fmt: skip
+    print(f"A MODEL, not a measurement: an H100 at {sizes}, per stream; launch gaps are not in it. Median error on "
+          f"kernels that it was not fitted to: {100 * error['left_out']:.0f} %.")  # fmt: skip
     print(static_table(rows))
-    results["static"] = {
-        "arch": options.arch,
-        "assumed": ASSUMED,
-        "nominal": NOMINAL,
-        "rows": [vars(row) | {"bound_us": row.bound_us} for row in rows],
-    }
+    results["static"] = {"nominal": NOMINAL, "error": error, "rows": [vars(row) for row in rows], "kernels": kernels}
     return True
 
 
@@ -220,7 +219,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=3, help="of the part step, per process; the first warms up")
     add("--rounds", type=int, default=2, help="of the part step, processes per variant")
     add("--seconds", type=float, default=10.0, help="of timing per case, all its providers together")
-    add("--arch", type=int, choices=(90, 80), default=90, help="of the part static")
     add("--all-kernels", action="store_true", help="part static: every op and dtype (minutes), not the fused op alone")
     add("--threads", type=int, help="PyTorch's threads on the CPU")
     add("--quick", action="store_true", help="the smallest run of everything chosen: its times mean nothing")
