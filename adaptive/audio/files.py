@@ -11,7 +11,8 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdaptiveWindowError
+from ..storage import outputs
 from ..storage.durable import replacing
 from .parts import PartFile, parts_of
 
@@ -193,12 +195,14 @@ def write_audio(
     comment: str | None = None,
     *,
     subtype: str = "PCM_16",
+    into: Callable[[Path], AbstractContextManager[Path]] = replacing,
 ) -> None:
     """Write mono audio, [N] or [1, N], as `.wav` or `.flac`, by a temporary file that replaces `path` at the end.
 
     `subtype` is libsndfile's: "PCM_16" (default), "PCM_24", or "FLOAT" (WAV only). For the PCM types a signal that
     exceeds 1 is scaled down as a whole to a peak of 0.999, with a warning that states the factor; nothing is clipped.
-    `comment` goes into the file's metadata. Raises `AudioError` where the audio is empty, has NaN or infinite samples,
+    `comment` goes into the file's metadata. `into` gives that temporary file (`storage.outputs.writing` refuses to
+    replace what is not ours). Raises `AudioError` where the audio is empty, has NaN or infinite samples,
     or the file cannot be written.
     """
     path = Path(path)
@@ -221,7 +225,7 @@ def write_audio(
         log.warning("%r: peak %.3f, scaled by %.3f so that nothing clips", str(path), peak, 0.999 / peak)
         samples = samples * (0.999 / peak)
     try:
-        with replacing(path) as temporary:
+        with into(path) as temporary:
             name = os.fsencode(temporary)
             with soundfile.SoundFile(name, "w", sample_rate, 1, format=kind, subtype=subtype) as sound:
                 if comment is not None:
@@ -235,15 +239,18 @@ def write_audio(
 def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
     """Every file below `folder` with one of `AUDIO_SUFFIXES` (any case), sorted.
 
-    Hidden files and folders are skipped; links are followed, each folder once, so that loops end. What stands there
-    under such a name without being audio is listed as well: reading it says what is wrong. Files of `OTHER_SUFFIXES`
-    are counted in a warning, once for each folder. Raises `AudioError` where `folder` is no folder or cannot be listed.
+    What a command of ours composed, cut or decoded is left out, which a warning says: a run in the data folder does not
+    train on its own examples. Files of `OTHER_SUFFIXES` are counted in a warning, once for each folder. Hidden files
+    and folders are skipped; links are followed, each folder once, so that loops end. What stands there under such a
+    name without being audio is listed as well: reading it says what is wrong. Raises `AudioError` where `folder` is no
+    folder or cannot be listed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise AudioError(folder, "not a folder" if folder.exists() else "no such folder")
     found: list[Path] = []
     others: Counter[str] = Counter()
+    made: list[Path] = []
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -256,11 +263,18 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
             continue
         seen.add((info.st_dev, info.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (Path(root, name) for name in files if not name.startswith(".")):
-            if (suffix := path.suffix.lower()) in AUDIO_SUFFIXES:
-                found.append(path)
-            elif suffix in OTHER_SUFFIXES:
-                others[suffix] += 1
+        visible = [name for name in files if not name.startswith(".")]
+        suffixes = {name: Path(name).suffix.lower() for name in visible}
+        others.update(suffix for suffix in suffixes.values() if suffix in OTHER_SUFFIXES)
+        names = [name for name in visible if suffixes[name] in AUDIO_SUFFIXES]
+        ours = outputs.made_in(Path(root)).intersection(names) if names else set()
+        made += [Path(root, name) for name in ours]
+        found += [Path(root, name) for name in names if name not in ours]
+    if made:
+        log.warning(
+            "%r: %d audio files that adaptive-window wrote itself are left out (%r%s)",
+            *(str(folder), len(made), str(min(made)), ", ..." * (len(made) > 1)),
+        )
     _name_others(folder, others)
     return sorted(found)
 
