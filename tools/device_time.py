@@ -5,7 +5,8 @@
 
 A kernel is compiled for sm_90, and one processor of the H100 is run on its instructions (`processor`), with the bank
 conflicts and the cache lines that its addresses tell (`ptx`). Microseconds of the nominal call (B = 32, P = 3, C = 128,
-T = 1200, W = 800), nothing of it in the caches. `python -m tools.calibration` prints how far off this is.
+T = 1200, W = 800), nothing of it in the caches. `python -m tools.calibration` prints how far off this is. Too long come
+out prepare_weights and finish_gradients, whose programs do different things: here each does all of them.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ Nothing is computed that nobody needs. Launches:
 (`product` counts twice where dz and the weight's gradient are computed separately: sm_80 and float64.)
 
 Scratch: z, du, dz and dy, each [B, P, C, W] in the compute dtype; 39.3 MB each at B = 32, P = 3, C = 128, W = 800 in
-float32. z and du are stored as the tensor cores take them: half as large for a bfloat16 signal. Partial sums take
+float32. z and du are stored as the tensor cores take them, dz and dy as PyTorch would pass them on: half as large for a
+bfloat16 signal. Partial sums take
 [programs, C, C] and less.
 """
 
@@ -68,7 +69,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import compute_dtype
 from ..weights import Weights
 from . import depthwise, finish, fused, pointwise, wide, windows
 from .call import Call, Normed, Windowed
@@ -80,7 +80,7 @@ from .source import Source
 class Needs(NamedTuple):
     """Which gradients are asked for."""
 
-    dy: torch.dtype | None  # and in which dtype
+    dy: bool
     start: bool
     ratio: bool
     strength: bool
@@ -130,7 +130,7 @@ def windowed_tonality_backward(
     if grad_out.numel() == 0:
         inputs = (x, start, ratio, strength, *weights)
         return tuple(finish.empty_gradient(v).zero_() if need else None for v, need in zip(inputs, needs, strict=True))
-    wanted = Needs(compute_dtype(x.dtype) if needs[0] else None, *needs[1:])
+    wanted = Needs(needs[0], *needs[1:])
     dy, *rest = _backward(grad_out, Source.of_clips(x, start, ratio), strength, weights, eps, wanted)
     dx = None if dy is None else resample_dx_of(dy, x, start, ratio)
     return dx, *rest
@@ -154,7 +154,7 @@ def tonality_blend_backward(
     if grad_out.numel() == 0:
         inputs = (y, strength, *weights)
         return tuple(finish.empty_gradient(v).zero_() if need else None for v, need in zip(inputs, needs, strict=True))
-    wanted = Needs(y.dtype if needs[0] else None, False, False, *needs[1:])
+    wanted = Needs(needs[0], False, False, *needs[1:])
     dy, _, _, *rest = _backward(grad_out, Source.of_windows(y), strength, weights, eps, wanted)
     return dy, *rest
 
@@ -165,7 +165,7 @@ def _backward(grad_out: Tensor, source: Source, strength: Tensor, weights: Weigh
     call = Call.of(source, strength, weights, grad_out.shape[3], eps)
     products: ModuleType = wide if grad_out.shape[2] > FUSED_CHANNELS else pointwise
     place = needs.start or needs.ratio
-    need_dz = needs.dy is not None or place or needs.depthwise_weight
+    need_dz = needs.dy or place or needs.depthwise_weight
     need_du = need_dz or needs.pointwise_weight
     need_bias = needs.depthwise_bias or needs.pointwise_bias or needs.pointwise_weight
     need_sums = needs.strength or needs.norm_bias
@@ -183,7 +183,7 @@ def _backward(grad_out: Tensor, source: Source, strength: Tensor, weights: Weigh
             grad_out,
             dz,
             placed,
-            dy=needs.dy,
+            dy=(call.passed if source.resample else source.tensor.dtype) if needs.dy else None,
             place=place,
             taps=needs.depthwise_weight,
             blend=needs.strength,
