@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..weights import Weights
 from .call import Call, Normed, Windowed
-from .launch import TRITON_TYPE, launch
+from .configurations import Target, configuration
+from .launch import TRITON_TYPE, host, launch
 from .loops import runtime_range
 
 
@@ -165,6 +166,40 @@ def empty_gradient(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
+def zeros(like: Tensor) -> Tensor:
+    """A gradient of nothing."""
+    made = empty_gradient(like)
+    host(torch.Tensor.zero_, made)
+    return made
+
+
+def place_gradients(
+    partial: Tensor, start: Tensor, ratio: Tensor, asked: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of start and ratio from those of tiles, [B, P, tiles, 3]."""
+    dstart, dratio = (empty_gradient(v) if need else None for v, need in zip((start, ratio), asked, strict=True))
+    _, _, channels, window = grad.shape
+    arguments = {
+        "heard_ptr": partial,
+        "sums_ptr": partial,
+        "scalars_ptr": partial,
+        "norm_bias_ptr": partial,
+        "dstart_ptr": partial if dstart is None else dstart,
+        "dratio_ptr": partial if dratio is None else dratio,
+        "dstrength_ptr": partial,
+        "CHUNKS": partial.shape[2],
+        "NEED_START": dstart is not None,
+        "NEED_RATIO": dratio is not None,
+        "NEED_STRENGTH": False,
+        "W": window,
+        "C": channels,
+        "COMPUTE": TRITON_TYPE[partial.dtype],
+    }
+    config = configuration("finish_windows", Target(0, 1), "", channels, window)
+    launch(finish_windows, (start.numel(),), config, arguments, outputs=channels * window)
+    return dstart, dratio
+
+
 def window_gradients(
     call: Call, normed: Normed, windowed: Windowed, *, start: bool, ratio: bool, strength: bool
 ) -> tuple[Tensor | None, ...]:
@@ -215,8 +250,8 @@ def weight_gradients(
             "taps_ptr": call.spare(windowed.taps),
             "sums_ptr": call.spare(windowed.sums),
             "strength_ptr": call.strength,
-            "pointwise_weight_ptr": weights.pointwise_weight.contiguous(),
-            "depthwise_bias_ptr": weights.depthwise_bias.contiguous(),
+            "pointwise_weight_ptr": weights.pointwise_weight,
+            "depthwise_bias_ptr": weights.depthwise_bias,
             **{f"{name}_grad_ptr": call.spare(grad) for name, grad in zip(Weights._fields, grads, strict=True)},
             "rows": 0 if partial is None else partial.shape[0],
             "windows": call.strength.numel(),

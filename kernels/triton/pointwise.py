@@ -217,7 +217,7 @@ def product_gradients(
     for need_dz, need_weight in steps:
         arguments |= {"NEED_DZ": need_dz, "NEED_WEIGHT": need_weight}
         launch(product_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
-    return out, None if partial is None else partial.sum(0)
+    return out, None if partial is None else call.summed(partial)
 
 
 def products_together(target: Target, precision: str) -> bool:

@@ -276,7 +276,7 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
         **call.sizes(),
     }
     launch(wide_norm_backward, (tiles,), config, arguments, outputs=block_t * channels)
-    return Normed(written, frames, dbias.sum(0, keepdim=True), dnorm.sum(0, keepdim=True))
+    return Normed(written, frames, call.summed(dbias)[None], call.summed(dnorm)[None])
 
 
 def product_gradients(
@@ -306,4 +306,4 @@ def weight_gradient(call: Call, du: Split, z: Split) -> Tensor:
         **call.sizes(),
     }
     launch(wide_weight, (shares, blocks, blocks), config, arguments, outputs=block_t * block_c, looped=True)
-    return partial.sum(0)
+    return call.summed(partial)

@@ -197,9 +197,9 @@ class TestLibrary:
 
     @pytest.fixture(autouse=True)
     def _looked_for_again(self) -> Iterator[None]:
-        library._load.cache_clear()
+        library._looked = False
         yield
-        library._load.cache_clear()
+        library.look()
 
     def refused(self, reason: str) -> None:
         function, given = call("windowed_tonality", "auto")
