@@ -120,7 +120,9 @@ def main() -> int:
     print(f"  forward             {figures['forward_adds']:6.1f}   (bar {BARS['forward_adds']})")
     print(f"  forward, no grad    {figures['no_grad_adds']:6.1f}")
     print(f"  forward + backward  {figures['both_adds']:6.1f}   (bar {BARS['both_adds']})")
-    print(f"launches              {figures['launches_forward']} and {figures['launches_both']}   (bar {BARS['launches']})")
+    print(
+        f"launches              {figures['launches_forward']} and {figures['launches_both']}   (bar {BARS['launches']})"
+    )
     if options.json:
         with open(options.json, "w") as file:
             json.dump(figures | {"torch": torch.__version__, "python": sys.version.split()[0]}, file, indent=2)

@@ -82,13 +82,15 @@ class Calls:
         self.dtype = reference.compute_dtype(tensors[0].dtype)
         self.parts = _parts(op, tensors, numbers)
 
-    def _lay_out(self, memory: Tensor) -> list[Tensor]:
+    def _lay_out(self, memory: Tensor, *, fresh: bool = False) -> list[Tensor]:
         """The parts of what is kept, in one piece of memory."""
         found, first = [], 0
         for shape, frames in self.parts:
             size = _room(shape, frames, self.dtype)
             part = memory[first : first + size]
             part = part.view(torch.int64) if frames else part
+            if fresh:
+                part[math.prod(shape) :].zero_()  # an operator's result is the same in every run, to the last element
             found.append(part[: math.prod(shape)].view(shape))
             first += size
         return found
@@ -102,7 +104,7 @@ class Calls:
             tensors = self._settled(tensors)
             size = sum(_room(*part, self.dtype) for part in self.parts)
             memory = torch.empty(size, dtype=self.dtype) if keep else None
-            kept = self._lay_out(memory) if memory is not None else [None] * len(self.parts)
+            kept = self._lay_out(memory, fresh=True) if memory is not None else [None] * len(self.parts)
             out = self._compute(tensors, kept)
             return out.to(tensors[0].dtype), memory
 
