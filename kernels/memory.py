@@ -23,14 +23,17 @@ def extent(value: Tensor) -> int:
 def addresses(values: Sequence[Tensor], extents: Sequence[int]) -> list[int] | None:
     """Where each begins; None if one of them has no memory of its extent."""
     found = []
-    for value, size in zip(values, extents):  # noqa: B905 - `strict` costs as much as the rest
-        at = value.data_ptr()
-        if size:
-            storage = value.untyped_storage()
-            first = storage.data_ptr()
-            if not 0 < first <= at <= first + storage.nbytes() - size:
-                return None
-        found.append(at)
+    try:
+        for value, size in zip(values, extents):  # noqa: B905 - `strict` costs as much as the rest
+            at = value.data_ptr()
+            if size:
+                storage = value.untyped_storage()
+                first = storage.data_ptr()
+                if not 0 < first <= at <= first + storage.nbytes() - size:
+                    return None
+            found.append(at)
+    except RuntimeError:  # PyTorch's own word on a storage that is none
+        return None
     return found
 
 

@@ -22,6 +22,8 @@ def check_tensor(name: str, value: object, shape: str) -> None:
     """A dense floating tensor with as many dimensions as `shape` ("B, C, T") has letters."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape [{shape}], got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name} must be a dense (strided) tensor of shape [{shape}], got a nested tensor")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}; call .to_dense()")
     if value.dtype not in FLOATS:

@@ -13,9 +13,7 @@ Grads = tuple[Tensor | None, ...]
 Needs = tuple[bool, ...]
 
 
-def windowed_tonality_backward(
-    grad_out: Tensor, values: Sequence[Tensor], eps: float, needs: Needs
-) -> Grads:
+def windowed_tonality_backward(grad_out: Tensor, values: Sequence[Tensor], eps: float, needs: Needs) -> Grads:
     """Gradients of the ten tensors, None where `needs` is false."""
     calls = Calls(WINDOWED_TONALITY, tuple(values), (grad_out.shape[3], eps))
     return calls.backward(grad_out, values, None, needs)
