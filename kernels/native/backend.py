@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import reference
 from ..memory import settled
 from . import launch
-from .positions import position_slopes
+from .positions import place_slopes
 
 KERNELS = "compiled CPU"  # in messages
 Gradients = tuple[Tensor | None, ...]
@@ -169,6 +169,6 @@ class Calls:
         if dplace is None:
             return dx, None, None
         x, start, ratio = tensors[:3]
-        slopes = position_slopes(start.double(), ratio.double(), self.window, x.shape[-1])
+        slopes = place_slopes(start.double(), ratio.double(), self.window, x.shape[-1])
         by_place = dplace.double().view(slopes[0].shape)
         return dx, *((by_place * slope).sum(-1) for slope in slopes)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..reference import RATIO_LIMIT, START_LIMIT
 
 
-def position_slopes(start: Tensor, ratio: Tensor, window: int, frames: int) -> tuple[Tensor, Tensor]:
+def place_slopes(start: Tensor, ratio: Tensor, window: int, frames: int) -> tuple[Tensor, Tensor]:
     """(∂p/∂start, ∂p/∂ratio) `[..., W]` of `start`, `ratio` `[...]` in float64: right-hand derivatives.
 
     ∂p/∂start = [0 ≤ start + u < frames − 1]; ∂p/∂ratio is that times 0 (v < 0), W (v beyond the last frame of the
