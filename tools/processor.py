@@ -65,7 +65,7 @@ def _registers(text: str, width: int) -> tuple[int, ...]:
 
 
 def _tensor_cycles(name: str) -> float:
-    """Of one product: dense rate of sm_90's tensor cores, 2048 TF32 operations a cycle and processor, twice for 16 bits."""
+    """Of one product: sm_90's tensor cores do 2048 TF32 operations a cycle and processor, twice that with 16 bits."""
     shape = re.search(r"\.(\d+)x(\d+)x(\d+)", name)
     if shape:
         return int(shape[2]) / 2.0  # 64 x n x 32 bytes, by four warps on their tensor cores

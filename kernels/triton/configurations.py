@@ -111,6 +111,7 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "product_backward": (
         Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), arch=0, precision="fp64"),
         Row(_c(8, BLOCK_T=32, TURN=True, STAGES=1), arch=0),
+        Row(_c(8, BLOCK_T=16, TURN=False, STAGES=1), arch=90, precision="fp64"),
         Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), precision="fp64"),
         Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), arch=80, precision="bf16x3"),
         Row(_c(8, BLOCK_T=64, TURN=False, STAGES=1), arch=80),
