@@ -138,7 +138,8 @@ class Calls:
             parts = self._lay_out(settled("what forward kept", kept))
             source: Any
             if self.clips:
-                source = launch.Clips(*parts[:3], tensors[1].shape[1])
+                clips, left, fraction = parts[:3]
+                source = launch.Clips(clips, left, fraction, tensors[1].shape[1])
                 into = source.buffers(needs[0], needs[1] or needs[2])
             else:
                 source = launch.Windows(_plain(tensors[0].flatten(0, 1), self.dtype))

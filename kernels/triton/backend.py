@@ -97,7 +97,8 @@ class Calls:
         def build(*twins: Tensor) -> Sequence[Tensor | None]:
             planned = replace(target, precision=precision)
             if self.op.name == "resample_windows":
-                return (resample.resample(*twins, self.window, planned),)
+                x, start, ratio = twins
+                return (resample.resample(x, start, ratio, self.window, planned),)
             return transform.forward(*self._parts(twins), self.window, self.numbers[-1], planned, keep=keep)
 
         out, *kept = self._run((keep, target.arch, target.processors, precision), build, inputs, found)
@@ -128,7 +129,8 @@ class Calls:
         def build(grad: Tensor, *twins: Tensor) -> Sequence[Tensor | None]:
             planned = replace(target, precision=precision)
             if alone:
-                return resample.gradients(grad, *twins, needs, planned)
+                x, start, ratio = twins
+                return resample.gradients(grad, x, start, ratio, needs, planned)
             given = twins[len(tensors)] if memory else None
             parts = self._parts(twins[: len(tensors)])
             return transform.backward(grad, *parts, self.numbers[-1], needs, planned, given)
@@ -173,10 +175,11 @@ class Calls:
 
     def _plan(self, key: Any, build: Callable[..., Any], inputs: list[Tensor], found: list[int]) -> Plan | Bound:
         with _planning:
-            plan: Plan | Bound = Plan(build, inputs)
+            made = Plan(build, inputs)
+            plan: Plan | Bound = made
             if self.device.type in COMPILED:
                 with torch.cuda.device_of(inputs[0]):
-                    plan = Bound(plan, found)
+                    plan = Bound(made, found)
             if len(self.plans) >= PLANS:
                 self.plans.clear()
             self.plans[key] = plan

@@ -94,7 +94,8 @@ def host(function: Callable[..., object], *tensors: Tensor) -> None:
 def planning() -> Iterator[list[Step]]:
     """What is described in the `with` block by this thread."""
     before = _planning.steps
-    _planning.steps = steps = []
+    steps: list[Step] = []
+    _planning.steps = steps
     try:
         yield steps
     finally:

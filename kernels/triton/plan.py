@@ -9,7 +9,6 @@ Interpreted, kernels take tensors, and scratch is one tensor each, so that the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -99,8 +98,8 @@ class Plan:
         number = self._number[storage]
         base = self._bases[number]
         whole = (value.shape, value.stride(), value.dtype) == (base.shape, base.stride(), base.dtype)
-        offset = value.storage_offset() * value.element_size()
-        return _Place(number, offset, value, whole and offset == 0)
+        offset = int(value.storage_offset()) * value.element_size()
+        return _Place(number, offset, value, bool(whole) and offset == 0)
 
     def _lay_out(self) -> tuple[list[int], int]:
         """Where each piece of scratch begins, and how many bytes all take."""
@@ -124,15 +123,13 @@ class Plan:
 
     # ------------------------------------------------------------ with tensors
 
-    def _scratch(self, *, pooled: bool) -> list[Tensor]:
+    def _scratch(self, memory: Tensor | None = None) -> list[Tensor]:
+        """Each piece of scratch: in `memory`, or in memory of its own."""
         bases = self._bases[self._first_scratch :]
-        if not pooled:
+        if memory is None:
             return [torch.empty(base.shape, dtype=base.dtype, device=self.device) for base in bases]
-        memory = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.device)
-        return [
-            memory[at : at + base.untyped_storage().nbytes()].view(base.dtype)[: base.numel()].view(base.shape)
-            for at, base in zip(self._offsets, bases, strict=True)
-        ]
+        parts = [(memory[at:], base) for at, base in zip(self._offsets, bases, strict=True)]
+        return [part[: base.numel() * base.element_size()].view(base.dtype).view(base.shape) for part, base in parts]
 
     def _tensor(self, place: _Place, bases: Sequence[Tensor]) -> Tensor:
         base, like = bases[place.base], place.like
@@ -143,10 +140,10 @@ class Plan:
         first = base.storage_offset() + place.offset // like.element_size()
         return base.as_strided(like.shape, like.stride(), first)
 
-    def interpret(self, inputs: Sequence[Tensor], *, pooled: bool = False) -> list[Tensor | None]:
-        """Run on tensors, one kernel call after the other; `pooled`: with scratch in one piece, as compiled."""
+    def interpret(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Run on tensors, one kernel call after the other."""
         made = self.allocate(inputs)
-        bases = [*inputs, *(v for v in made if v is not None), *self._scratch(pooled=pooled)]
+        bases = [*inputs, *(v for v in made if v is not None), *self._scratch()]
         recorded(self.launches)
         for step in self.steps:
             self._run(step, bases)
@@ -213,7 +210,7 @@ class Bound:
                     arguments.append(value)
             chosen.append((compiled(step, arguments), itemgetter(*indices)))
         started = iter(chosen)
-        self._steps = [next(started) if isinstance(step, Launch) else step for step in plan.steps]
+        self._steps: list[Any] = [next(started) if isinstance(step, Launch) else step for step in plan.steps]
 
     def __call__(self, inputs: Sequence[Tensor], addresses: Sequence[int]) -> list[Tensor | None]:
         plan = self.plan
@@ -234,14 +231,6 @@ class Bound:
                 start(*pick(pool), stream=stream)
             else:
                 if tensors is None:
-                    tensors = [*inputs, *(v for v in made if v is not None), *self._views(memory)]
+                    tensors = [*inputs, *(v for v in made if v is not None), *plan._scratch(memory)]
                 plan._run(step, tensors)
         return made
-
-    def _views(self, memory: Tensor | None) -> list[Tensor]:
-        plan, found = self.plan, []
-        if memory is not None:
-            for at, base in zip(plan._offsets, plan._bases[plan._first_scratch :], strict=True):
-                part = memory[at : at + base.untyped_storage().nbytes()].view(base.dtype)
-                found.append(part[: math.prod(base.shape)].view(base.shape))
-        return found
