@@ -62,7 +62,8 @@ def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int, *, ba
         TypeError: an argument is no tensor, not dense, not floating, or of another dtype than x.
         ValueError: a wrong rank, shape, device or backend name; an empty clip; `window` < 1; for the Triton backend,
             more than 1024 channels, or 2²⁴ frames and more.
-        RuntimeError: `backend="triton"` or `"native"` was asked for where it cannot run; the message says why.
+        RuntimeError: `backend="triton"` or `"native"` was asked for where it cannot run; the message says why. Or a
+            tensor has no memory for its elements: its storage was freed or resized.
     """
     start, ratio, x = _autocast((start, ratio), (x,))
     tensors, numbers = (x, start, ratio), (window,)
