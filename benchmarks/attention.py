@@ -23,7 +23,8 @@ import torch
 from harness import machine, peak_bytes, time_calls
 from torch import Tensor
 
-from adaptive_window.model.attention import EncoderLayer, masked_attention
+from adaptive_window.model.attention import masked_attention
+from adaptive_window.model.encoder import EncoderLayer
 
 WIDTH, HEADS, DROPOUT = 512, 8, 0.1  # of the composer
 VARIANTS = ("nn.MultiheadAttention", "ours", "without dropout")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import EncoderLayer
+from .encoder import Encoder
 from .validation import check_count, check_probability, check_streams
 
 BRANCHES = ("rhythm", "harmony", "timbre")
@@ -84,10 +85,7 @@ class ComponentComposer(nn.Module):
         super().__init__()
         self.component_projection = nn.Linear(components_dim, d_model)
         self.pos_encoder = PositionalEncoding(d_model)
-        # nested tensors serve padding masks, of which there are none
-        self.composer = nn.TransformerEncoder(
-            EncoderLayer(d_model, heads, 4 * d_model, dropout), layers, enable_nested_tensor=False
-        )
+        self.composer = Encoder(d_model, heads, 4 * d_model, layers, dropout)
         self.output_projection = nn.Sequential(
             nn.Linear(d_model, d_model // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_model // 2, encoding_dim)
         )
@@ -194,30 +192,40 @@ class CompositionalCreativeAgent(nn.Module):
             everything, encoding_dim, composer_dim, composer_heads, composer_layers, dropout
         )
 
-    def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_input: Tensor, x_target: Tensor, wanted: Literal["loss", "terms", "components"] = "loss"
+    ) -> tuple[Tensor, Tensor]:
         """Two windows `[B, C, W]`, W ≤ 2000, to a third.
 
+        Every use of the agent comes through here, so that hooks and wrappers see all of them.
+
+        Args:
+            x_input, x_target: the windows.
+            wanted: what is returned.
+
         Returns:
-            The composed window `[B, C, W]`, and the 0-dim loss: novelty + balance (`novelty_terms` averaged over the
-            batch, then `agent_loss`).
+            "loss": the composed window `[B, C, W]`, and the 0-dim loss: novelty + balance (`novelty_terms` averaged
+            over the batch, then `agent_loss`).
+            "terms": the composed window, and every sample's own terms `[B, 3]` for `agent_loss`.
+            "components": without composing, of windows of any length, components `[B, 6, component_dim, W]` in the
+            order of `COMPONENTS`, and their logits `[B, 6, W]`.
 
         Raises:
             TypeError: a window is no floating tensor, or of another dtype than the weights outside autocast.
-            ValueError: a wrong rank, shape, number of channels or device, or too many frames.
+            ValueError: a wrong rank, shape, number of channels or device, too many frames, or another `wanted`.
         """
+        if wanted not in ("loss", "terms", "components"):
+            raise ValueError(f"wanted must be 'loss', 'terms' or 'components', got {wanted!r}")
         check_streams(self, x_input, x_target, self.encoding_dim)
-        output, terms = self.compose_with_terms(x_input, x_target)
-        return output, agent_loss(terms.mean(0))
-
-    def compose_with_terms(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
-        """The composed windows `[N, C, W]`, and every sample's own terms `[N, 3]` for `agent_loss`."""
         components, logits = self._components(x_input, x_target)
-        weights = torch.softmax(logits, dim=1)  # [N, 6, W]
+        if wanted == "components":
+            return components, logits
+        weights = torch.softmax(logits, dim=1)  # [B, 6, W]
         output = self.composer((components * weights[:, :, None]).flatten(1, 2))
-        return output, novelty_terms(output, x_input, x_target, logits, self.novelty)
+        terms = novelty_terms(output, x_input, x_target, logits, self.novelty)
+        return output, agent_loss(terms.mean(0)) if wanted == "loss" else terms
 
     def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
-        """Components `[N, 6, component_dim, W]` in the order of `COMPONENTS`, and their logits `[N, 6, W]`."""
         stacked = torch.cat([*self.input_extractor(x_input), *self.target_extractor(x_target)], dim=1)
         return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self.component_selector(stacked)
 
@@ -228,9 +236,8 @@ class CompositionalCreativeAgent(nn.Module):
         Keys `input_rhythm_energy`, `input_rhythm_weight`, ... `target_timbre_weight`. Runs in eval mode and restores
         each module's mode. Unlike `forward` it waits for the device, and takes windows of any length.
         """
-        check_streams(self, x_input, x_target, self.encoding_dim)
         with evaluating(self):
-            components, logits = self._components(x_input, x_target)
+            components, logits = self(x_input, x_target, "components")
         energies = _wide(components).square().mean((0, 2, 3)).sqrt()
         weights = torch.softmax(_wide(logits), dim=1).mean((0, 2))
         statistics = {f"{name}_energy": value for name, value in zip(COMPONENTS, energies.tolist(), strict=True)}

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .plain import working_dtype
 from .validation import check_count, check_positive, check_probability, check_share, check_streams
 
 POOLED_BINS = 50
@@ -134,9 +135,9 @@ class WindowSelector(nn.Module):
     def logits(self, x_input: Tensor, x_target: Tensor) -> Tensor:
         """The raw outputs `[B, 5·P]`, pair after pair; arguments and errors as `forward`."""
         check_streams(self, x_input, x_target, self.encoding_dim, self.window_frames)
-        weight = next(self.mlp.parameters())
+        dtype = working_dtype(self.mlp, x_input.dtype)
         with torch.autocast(x_input.device.type, enabled=False):
-            pooled = [self.pool(x.to(weight.dtype)) for x in (x_input, x_target)]  # each [B, C, 50]
+            pooled = [self.pool(x.to(dtype)) for x in (x_input, x_target)]  # each [B, C, 50]
             return self.mlp(torch.cat(pooled, dim=1).flatten(1))
 
     def forward(self, x_input: Tensor, x_target: Tensor) -> dict[str, Tensor]:
