@@ -20,10 +20,11 @@ from typing import Any
 
 from .audio.codec import CodecUnavailable, load_codec
 from .audio.synthesis import demo_piece, write_demo_set
-from .config import ComposeConfig, DemoConfig, PlotConfig, TrainConfig, UsageError
+from .config import ComposeConfig, DemoConfig, PlotConfig, TrainConfig
+from .console import note
+from .errors import UsageError
 from .inference.compose import compose_file, plot_file
-from .lock import FolderLock
-from .training.logging import note
+from .storage.lock import FolderLock
 from .training.run import prepare_folder, run_training
 
 TRAINING_SONGS = 4

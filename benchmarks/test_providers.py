@@ -1,7 +1,7 @@
 """Regression tracking with pytest-benchmark: every provider, forward and both directions.
 
-    pytest benchmarks --benchmark-autosave            # then, after a change:
-    pytest benchmarks --benchmark-compare
+    pytest benchmarks -m proof --benchmark-autosave            # then, after a change:
+    pytest benchmarks -m proof --benchmark-compare
 
 A provider is timed only after it passed the parity check; one that cannot run here is skipped with its reason.
 """
@@ -21,6 +21,7 @@ from operations import Runs
 from parity import check, truth
 from providers import PROVIDERS, CannotRun, Case, build, make_inputs, make_output_gradient
 
+pytestmark = pytest.mark.proof  # compiles three providers
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASE = Case(int(os.environ.get("BENCHMARK_BATCH", "32" if DEVICE == "cuda" else "2")), device=DEVICE)
 

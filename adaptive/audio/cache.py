@@ -22,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..durable import replacing
-from ..progress import Meter, duration
+from ..console import Meter, duration
+from ..errors import AdaptiveWindowError
+from ..storage.durable import replacing
 from .codec import Codec
 from .files import AudioError, check_readable, stream_audio
 
@@ -69,7 +70,7 @@ def encode_file(path: str | os.PathLike[str], codec: Codec) -> Tensor:
     return torch.cat(list(stream_latents(path, codec)), dim=1)
 
 
-class CacheError(RuntimeError):
+class CacheError(AdaptiveWindowError, RuntimeError):
     """The latent cache cannot be written, or lost what a run needs; the message says what to do."""
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import AdaptiveWindowError
+
 CODECS: tuple[str, ...] = ("mel", "encodec-24khz", "encodec-32khz")
 
 
-class CodecUnavailable(RuntimeError):
+class CodecUnavailable(AdaptiveWindowError, RuntimeError):
     """A codec that cannot run here; the message says what to fetch and where to put it."""
 
 
-class CodecChoiceError(ValueError):
+class CodecChoiceError(AdaptiveWindowError, ValueError):
     """A codec's name or options that do not go together; the message says what to choose."""
 
 

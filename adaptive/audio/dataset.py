@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..errors import AdaptiveWindowError
 from .cache import LatentCache
 from .codec import Codec
 from .files import AUDIO_SUFFIXES, AudioError, find_audio
@@ -35,7 +36,7 @@ VALIDATION_SHARE = 0.1
 ALIGNED_SECONDS = 0.5
 
 
-class DataError(ValueError):
+class DataError(AdaptiveWindowError, ValueError):
     """A data folder that cannot be trained on; the message names it and what is wrong."""
 
 

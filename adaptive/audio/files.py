@@ -19,7 +19,8 @@ import soxr
 import torch
 from torch import Tensor
 
-from ..durable import replacing
+from ..errors import AdaptiveWindowError
+from ..storage.durable import replacing
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _RATES = range(1000, 768_001)
 _OVERLONG = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
-class AudioError(ValueError):
+class AudioError(AdaptiveWindowError, ValueError):
     """A file that is no usable audio; the message names it and what is wrong."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..durable import replacing
+from ..storage.durable import replacing
 from .codec import CodecUnavailable
 
 TOTAL_PATIENCE = 60

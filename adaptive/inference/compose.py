@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..audio.codec import Codec, load_codec
 from ..audio.files import read_audio, write_audio
-from ..config import ComposeConfig, PlotConfig, SongPairOptions, UsageError
+from ..config import ComposeConfig, PlotConfig, SongPairOptions
+from ..device import choose_device
+from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
 from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
-from ..training.loop import choose_device
 
 
 @dataclass

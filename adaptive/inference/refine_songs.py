@@ -14,10 +14,11 @@ from adaptive_window.kernels import resample_windows
 
 from ..audio.codec import Codec, load_codec
 from ..audio.files import AudioError, read_audio, write_audio
-from ..config import RefineConfig, UsageError
+from ..config import RefineConfig
+from ..console import note
+from ..device import choose_device
+from ..errors import UsageError
 from ..plots import PairWindows, save_figure, windows_figure
-from ..training.logging import note
-from ..training.loop import choose_device
 from .matching import lag_one_autocorrelation, match_threshold
 from .refine import refine_windows
 from .refine_rhythm import better_out_of_range, tempo_scan

@@ -38,12 +38,15 @@ from adaptive_window.kernels import resample_windows
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..audio.synthesis import write_demo_set
-from ..config import AblateConfig, TrainConfig, UsageError, to_plain
-from ..lock import FolderLock
+from ..config import AblateConfig, TrainConfig, to_plain
+from ..console import note
+from ..device import choose_device
+from ..errors import UsageError
 from ..plots import ablation_figure, save_figure
+from ..storage.lock import FolderLock
 from .checkpoint import BEST, LAST, PREVIOUS
-from .logging import RunLog, note
-from .loop import Trainer, choose_device
+from .logging import RunLog
+from .loop import Trainer
 from .run import check_config, prepare_data, prepare_folder
 
 VARIANTS = ("single window", "+ multiple windows", "+ compression", "+ tonality")

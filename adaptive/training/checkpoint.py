@@ -27,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..config import UsageError
-from ..durable import flush, remove_leftovers, replacing
+from ..console import note
+from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
-from .logging import note
+from ..storage.durable import flush, remove_leftovers, replacing
 
 FORMAT = 2
 KEY = "adaptive_window"

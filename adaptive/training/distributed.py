@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import UsageError
+from ..errors import UsageError
 
 T = TypeVar("T")
 

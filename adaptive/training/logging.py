@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,16 +16,9 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..durable import remove_leftovers, write_bytes
+from ..console import note
+from ..storage.durable import remove_leftovers, write_bytes
 from . import distributed
-
-
-def note(message: str) -> None:
-    """A line for the person at the terminal, without disturbing a progress bar; of several processes rank 0's alone."""
-    from tqdm import tqdm
-
-    if distributed.is_main():
-        tqdm.write(message, file=sys.stderr)
 
 
 class RunLog:

@@ -15,14 +15,16 @@ import torch
 
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
-from ..config import TrainConfig, UsageError
+from ..config import TrainConfig
+from ..console import Meter, note
+from ..device import choose_device
+from ..errors import RunError
 from ..model.agent import AdaptiveWindowCreativeAgent
-from ..progress import Meter
 from . import checkpoint as files
 from . import data_parallel, distributed
 from .evaluation import Evaluation, evaluate, write_examples
 from .loader import BatchLoader
-from .logging import RunLog, note
+from .logging import RunLog
 from .objective import Objective
 from .order import batches_of
 from .signals import StopSignals, Terminated
@@ -32,16 +34,8 @@ from .step import Stepper, StepRecord, problem_of
 T = TypeVar("T")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunError):
     """The run cannot go on: too many steps in a row with a loss or gradient that is not finite."""
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this PyTorch finds no CUDA device; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 class Trainer:

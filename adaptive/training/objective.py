@@ -23,7 +23,8 @@ from torch import Tensor
 
 from adaptive_window.kernels import resample_windows
 
-from ..config import TrainConfig, UsageError
+from ..config import TrainConfig
+from ..errors import UsageError
 from ..model import losses as terms
 from ..model.matching import matching_loss
 from ..model.rhythm import LAGS_SECONDS, annealed_rhythm_blur, tempo_matching

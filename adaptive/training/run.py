@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from ..audio.cache import LatentCache
 from ..audio.codec import Codec, load_codec
 from ..audio.dataset import ClipDataset, Example, files_of, find_bad, find_examples
-from ..config import TrainConfig, UsageError, cache_folder, to_plain
-from ..lock import FolderLock
+from ..config import TrainConfig, cache_folder, to_plain
+from ..console import note
+from ..device import choose_device
+from ..errors import UsageError
 from ..plots import save_figure, trajectory_figure
+from ..storage.lock import FolderLock
 from . import distributed
 from .checkpoint import LAST, PREVIOUS
 from .evaluation import Evaluation
-from .logging import RunLog, note
-from .loop import Trainer, choose_device, write_summary
+from .logging import RunLog
+from .loop import Trainer, write_summary
 from .signals import StopSignals
 
 

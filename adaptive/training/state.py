@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..config import to_plain
+from ..console import note
 from . import distributed
 from .checkpoint import Checkpoint, CheckpointError, load_weights
 from .evaluation import Evaluation
-from .logging import note
 from .report import COLUMNS, WindowReport
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 from command import run
 
 from adaptive_window.audio.mel import MelCodec
-from adaptive_window.lock import FolderLock
+from adaptive_window.storage.lock import FolderLock
 from adaptive_window.training.checkpoint import load_checkpoint, save_checkpoint
 from adaptive_window.training.step import Stepper
 

@@ -15,20 +15,20 @@ FOLDERS = {"adaptive_window": ROOT / "adaptive", "adaptive_window.kernels": ROOT
 KERNELS, TRITON = "adaptive_window.kernels", "adaptive_window.kernels.triton"
 
 # adaptive/: each part, and the parts that it may import beside itself and the kernels
+GROUND = {"errors", "console", "device"}  # the ground floor: all may stand on it
 PARTS = {
-    "config": set(),
-    "durable": set(),
-    "failures": {"config", "audio", "training"},
-    "lock": {"config"},
-    "parser": set(),
-    "progress": set(),
+    "errors": set(),
+    "console": set(),
+    "device": {"errors"},
+    "storage": {"errors"},
+    "config": {"errors"},
     "plots": set(),
     "model": set(),
-    "audio": {"config", "durable", "progress"},
-    "training": {"config", "durable", "lock", "progress", "plots", "model", "audio"},
-    "inference": {"config", "durable", "plots", "model", "audio", "training"},
-    "demo": {"config", "durable", "lock", "plots", "model", "audio", "training", "inference"},
-    "cli": {"config", "failures", "parser", "plots", "model", "audio", "training", "inference", "demo"},
+    "audio": {*GROUND, "storage"},
+    "training": {*GROUND, "config", "storage", "plots", "model", "audio"},
+    "inference": {*GROUND, "config", "storage", "plots", "model", "audio", "training"},
+    "demo": {*GROUND, "config", "storage", "plots", "model", "audio", "training", "inference"},
+    "cli": {*GROUND, "config", "audio", "training", "inference", "demo"},
     "__main__": {"cli"},
     "__init__": {"model", "inference"},
 }

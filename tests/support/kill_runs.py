@@ -22,7 +22,7 @@ from pathlib import Path
 
 from small_run import differing, forked, holds_run, left_by, train
 
-from adaptive_window import durable
+from adaptive_window.storage import durable
 from adaptive_window.training import checkpoint
 from adaptive_window.training.checkpoint import LAST
 

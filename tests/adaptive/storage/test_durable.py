@@ -9,11 +9,11 @@ import pytest
 import soundfile
 import torch
 
-from adaptive_window import durable
 from adaptive_window.audio import weights
 from adaptive_window.audio.cache import CacheError, LatentCache
 from adaptive_window.audio.codec import load_codec
 from adaptive_window.audio.files import AudioError, write_audio
+from adaptive_window.storage import durable
 from adaptive_window.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 
 ROOM = 4096  # bytes

@@ -6,9 +6,7 @@ import errno
 import os
 import re
 
-from .config import UsageError
-
-MENDABLE, CANNOT_GO_ON = 2, 1
+from ..errors import CANNOT_GO_ON, MENDABLE, AdaptiveWindowError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
@@ -25,16 +23,8 @@ def explain(error: BaseException, batch_size: int | None) -> tuple[str, int] | N
     """
     import torch
 
-    from .audio.cache import CacheError
-    from .audio.codec import CodecChoiceError, CodecUnavailable
-    from .audio.dataset import DataError
-    from .audio.files import AudioError
-    from .training.loop import TrainingError
-
-    if isinstance(error, UsageError | AudioError | DataError | CacheError | CodecChoiceError | CodecUnavailable):
-        return _last_line(error), MENDABLE
-    if isinstance(error, TrainingError):
-        return str(error), CANNOT_GO_ON
+    if isinstance(error, AdaptiveWindowError):
+        return _last_line(error), error.exit_code
     if lost := _WORKER.match(str(error)):
         return (
             f"loader process {lost[1]} {lost[2].rstrip('.')}; where the kernel killed it for memory, take fewer "

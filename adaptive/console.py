@@ -1,7 +1,11 @@
-"""Progress of long work: a bar on a terminal, plain lines at a bounded rate where the output is a file or a pipe."""
+"""What is said while a command works: notes, and the progress of long work.
+
+Progress is a bar on a terminal, and plain lines at a bounded rate where the output is a file or a pipe.
+"""
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -14,6 +18,12 @@ from tqdm import tqdm
 
 RECENT = 50
 """Units whose median duration is the pace: what was slow once (a compilation, an evaluation) does not count."""
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal, without disturbing a progress bar; under torchrun rank 0's alone."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":  # what torchrun sets
+        tqdm.write(message, file=sys.stderr)
 
 
 class Meter:

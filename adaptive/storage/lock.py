@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import TextIO
 
-from .config import UsageError
+from ..errors import UsageError
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from adaptive_window.progress import Meter, duration
+from adaptive_window.console import Meter, duration
 
 
 class Clock:

@@ -1,19 +1,13 @@
-"""`adaptive-window`: demo, encode, train, compose, refine, plot, ablate.
-
-What the user can mend ends with a message that names it and exit code 2, a run that cannot go on with 1; anything else
-that goes wrong keeps its traceback. Commands import what they need when they run, so that `--help` is quick.
-"""
+"""Each command: what it runs, and what it prints. They import what they need when they run: `--help` is quick."""
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from .config import (
+from ..config import (
     AblateConfig,
     ComposeConfig,
     DemoConfig,
@@ -21,25 +15,22 @@ from .config import (
     PlotConfig,
     RefineConfig,
     TrainConfig,
-    UsageError,
-    add_flags,
     cache_folder,
-    plain,
 )
-from .parser import CommandParser, ConfigFile
+from ..errors import UsageError
 
 
 def demo(config: DemoConfig) -> None:
-    from .demo import run_demo
+    from ..demo import run_demo
 
     run_demo(config)
 
 
 def encode(config: EncodeConfig) -> None:
-    from .audio.cache import LatentCache
-    from .audio.codec import load_codec
-    from .audio.files import AUDIO_SUFFIXES, find_audio
-    from .training.loop import choose_device
+    from ..audio.cache import LatentCache
+    from ..audio.codec import load_codec
+    from ..audio.files import AUDIO_SUFFIXES, find_audio
+    from ..device import choose_device
 
     device = choose_device(config.device)
     paths = find_audio(config.data)
@@ -56,8 +47,8 @@ def encode(config: EncodeConfig) -> None:
 
 
 def train(config: TrainConfig) -> None:
-    from .training import distributed
-    from .training.run import run_training
+    from ..training import distributed
+    from ..training.run import run_training
 
     result = run_training(config)
     if not distributed.is_main():
@@ -69,14 +60,14 @@ def train(config: TrainConfig) -> None:
 
 
 def compose(config: ComposeConfig) -> None:
-    from .inference.compose import compose_file
+    from ..inference.compose import compose_file
 
     report = compose_file(config)
     print(f"{report['output']}: {report['seconds']:.2f} s, peak {report['peak']:.3f}, RMS {report['rms']:.3f}")
 
 
 def refine(config: RefineConfig) -> None:
-    from .inference.refine_songs import refine_songs, summary
+    from ..inference.refine_songs import refine_songs, summary
 
     report = refine_songs(config)
     print(summary(report), file=sys.stderr)
@@ -84,14 +75,14 @@ def refine(config: RefineConfig) -> None:
 
 
 def plot(config: PlotConfig) -> None:
-    from .inference.compose import plot_file
+    from ..inference.compose import plot_file
 
     plot_file(config)
     print(config.output)
 
 
 def ablate(config: AblateConfig) -> None:
-    from .training.ablation import run_ablation
+    from ..training.ablation import run_ablation
 
     print(run_ablation(config))
     print(f"ablation.csv, ablation.md and ablation.png are in {config.out}")
@@ -106,44 +97,3 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "plot": (PlotConfig, plot, "draw the windows chosen for two songs"),
     "ablate": (AblateConfig, ablate, "train without each part, and tabulate what the part adds"),
 }
-
-
-def build_parser() -> CommandParser:
-    parser = CommandParser(
-        prog="adaptive-window",
-        description="Learns which windows of two songs to compose new patterns from.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subcommands(dest="command", required=True)
-    for name, (config, _, text) in COMMANDS.items():
-        command = CommandParser(description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
-        command.add_argument("--config", action=ConfigFile, help="YAML file of any of these options")
-        add_flags(command, config)
-        commands.add_subcommand(name, command, help=text)
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text that the terminal can show
-        sys.stdout.reconfigure(errors="backslashreplace")
-    parsed = build_parser().parse_args(arguments)
-    config, run, _ = COMMANDS[parsed.command]
-    given = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}
-    values: dict[str, Any] = {k: v if isinstance(v, Path) else plain(v) for k, v in given.items()}
-    try:
-        run(config(**values))
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        from .failures import explain
-
-        if (found := explain(error, values.get("batch_size"))) is None:
-            raise
-        message, code = found
-        print(f"adaptive-window {parsed.command}: error: {message}", file=sys.stderr)
-        return code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

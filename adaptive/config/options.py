@@ -6,51 +6,26 @@ of a `--config` YAML file and of the effective config that a run saves.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
-
-CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
-Device = Literal["auto", "cpu", "cuda"]
-
-if TYPE_CHECKING:  # type checkers take no type that is made by a call
-    PositiveFloat = float
-    NonNegativeFloat = float
-    AtLeastOne = float
-    DropoutRate = float
-    PairCount = int
-    WorkerCount = int
-    Seed = int
-else:
-    # finite: jsonargparse's own of these names take infinity
-    _FINITE = ("<", float("inf"))
-    PositiveFloat = restricted_number_type("Positive", float, [(">", 0.0), _FINITE])
-    NonNegativeFloat = restricted_number_type("NonNegative", float, [(">=", 0.0), _FINITE])
-    AtLeastOne = restricted_number_type("AtLeastOne", float, [(">=", 1.0), _FINITE])
-    DropoutRate = restricted_number_type("DropoutRate", float, [(">=", 0.0), ("<", 1.0)])
-    # Beyond these a slip of the finger takes the machine's memory before anything can be said about it.
-    PairCount = restricted_number_type("PairCount", int, [(">", 0), ("<=", 256)])
-    WorkerCount = restricted_number_type("WorkerCount", int, [(">=", 0), ("<=", 256)])
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])  # epochs and ranks are mixed in, in 64 bits
-
-
-class UsageError(ValueError):
-    """A mistake in what a command was given: its message is all that the user needs to see. Exit code 2."""
-
-
-def flag(default: Any = dataclasses.MISSING, text: str = "", **metadata: Any) -> Any:
-    """A dataclass field that is a command-line flag with this help."""
-    return dataclasses.field(default=default, metadata={"help": text, **metadata})
-
-
-def positional(text: str) -> Any:
-    return flag(text=text, positional=True)
+from .bounds import (
+    AtLeastOne,
+    ClosedUnitInterval,
+    CodecName,
+    Device,
+    DropoutRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PairCount,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    WorkerCount,
+)
+from .flags import flag, positional
 
 
 @dataclass(kw_only=True)
@@ -250,52 +225,8 @@ class AblateConfig(CodecOptions):
     novelty_weight: NonNegativeFloat = flag(0.1, "weight of the mean of the pairs' own losses")
 
 
-def add_flags(parser: ArgumentParser, config: type) -> None:
-    """Every field of the dataclass as an argument of `parser`; a boolean is a bare flag (`--no-...` where it is on)."""
-    hints = {
-        # jsonargparse reads a `Path` as YAML first, which refuses names that are no UTF-8
-        name: path if hint in (Path, Path | None) else hint
-        for name, hint in typing.get_type_hints(config).items()
-    }
-    for field in dataclasses.fields(config):
-        text = field.metadata["help"]
-        if field.metadata.get("positional"):
-            parser.add_argument(field.name, type=hints[field.name], help=text)
-            continue
-        names = [f"--{field.name.replace('_', '-')}"]
-        if "short" in field.metadata:
-            names.insert(0, field.metadata["short"])
-        if hints[field.name] is bool:
-            if field.default:
-                names = [name.replace("--", "--no-", 1) for name in names]
-            action = "store_false" if field.default else "store_true"
-            parser.add_argument(*names, dest=field.name, action=action, default=field.default, help=text)
-        elif field.default is dataclasses.MISSING:
-            parser.add_argument(*names, dest=field.name, type=hints[field.name], required=True, help=text)
-        else:
-            parser.add_argument(*names, dest=field.name, type=hints[field.name], default=field.default, help=text)
-
-
-def path(value: str | Path) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
-        raise ValueError(f"must be a file's or folder's name, got {value!r}")
-    return Path(value)
-
-
 def cache_folder(chosen: Path | None) -> Path:
     """Where latents are cached: the folder chosen, else `adaptive-window` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if chosen is not None:
         return chosen
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-window"
-
-
-def plain(value: Any) -> Any:
-    """A flag's value as JSON, YAML and pickle can hold it: jsonargparse's restricted numbers are classes of its own."""
-    if isinstance(value, Path):
-        return str(value)
-    return next((kind(value) for kind in (int, float) if isinstance(value, kind) and type(value) is not bool), value)
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """The dataclass as JSON and YAML can hold it."""
-    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
