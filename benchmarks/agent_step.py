@@ -24,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 
+import saved
 import torch
 from harness import Timing, host_syncs, launches, machine
 from torch import Tensor, nn
@@ -160,10 +161,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps per process")
     parser.add_argument("--rounds", type=int, default=2, help="processes per variant")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--saved-batch", type=int, default=32, help="B of --saved")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--saved", action="store_true", help="count the bytes kept for the backward pass; no timing")
     options = parser.parse_args()
+    if options.saved:
+        both = [saved.on_meta(build(name, options.window), options.saved_batch, options.frames) for name in VARIANTS]
+        figures = saved.report(both[0], both[1], options.saved_batch)
+        if options.json:
+            options.json.write_text(json.dumps({"torch": torch.__version__, **figures}, indent=1) + "\n")
+        return
     if options.variant:  # a child: one variant, figures on stdout
         print(json.dumps(run_steps(options)))
         return

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import lean
 from .encoder import Encoder
+from .plain import is_plain
 from .validation import check_count, check_probability, check_streams
 
 BRANCHES = ("rhythm", "harmony", "timbre")
@@ -50,8 +52,8 @@ class MultiScaleExtractor(nn.Module):
 
     def _branch(self, branch: str, x: Tensor) -> Tensor:
         conv1, conv2, skip, norm = (getattr(self, f"{branch}_{name}") for name in ("conv1", "conv2", "skip", "norm"))
-        hidden = F.leaky_relu(conv1(x), SLOPE)
-        return norm(F.leaky_relu(conv2(hidden), SLOPE) + skip(x))
+        hidden = lean.leaky_relu(conv1(x), SLOPE)
+        return norm(lean.leaky_relu(conv2(hidden), SLOPE, "signs") + skip(x))
 
 
 class PositionalEncoding(nn.Module):
@@ -90,11 +92,26 @@ class ComponentComposer(nn.Module):
             nn.Linear(d_model, d_model // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_model // 2, encoding_dim)
         )
 
-    def forward(self, components: Tensor) -> Tensor:
-        """`[N, components_dim, W]` -> `[N, encoding_dim, W]`."""
-        x = self.component_projection(components.transpose(1, 2))  # [N, W, d_model]
-        x = self.composer(self.pos_encoder(x))
-        return self.output_projection(x).clamp(-LIMIT, LIMIT).transpose(1, 2)
+    def forward(self, components: Tensor, weights: Tensor) -> Tensor:
+        """Components `[N, 6, component_dim, W]` and their weights `[N, 6, W]` -> `[N, encoding_dim, W]`."""
+        projection = self.component_projection
+        if lean.can_be_lean(components) and is_plain(projection, nn.Linear) and projection.bias is not None:
+            x = lean.weighted_linear(components, weights, projection)  # [N, W, d_model]
+        else:
+            x = projection((components * weights[:, :, None]).flatten(1, 2).transpose(1, 2))
+        x = self._projected(self.composer(self.pos_encoder(x)))
+        return x.clamp(-LIMIT, LIMIT).transpose(1, 2)
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """`[N, W, d_model]` -> `[N, W, encoding_dim]`."""
+        layers = self.output_projection
+        if not lean.can_be_lean(x) or not is_plain(layers, nn.Sequential) or len(layers) != 4:
+            return layers(x)
+        first, gelu, dropout, last = layers
+        plain = is_plain(gelu, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and last.bias is not None
+        if not plain or not is_plain(dropout, nn.Dropout) or dropout.p >= 1:
+            return layers(x)
+        return lean.gelu_dropout_linear(first(x), last, dropout.p if dropout.training else 0.0)
 
 
 def novelty_terms(output: Tensor, x_input: Tensor, x_target: Tensor, logits: Tensor, novelty: str) -> Tensor:
@@ -221,13 +238,20 @@ class CompositionalCreativeAgent(nn.Module):
         if wanted == "components":
             return components, logits
         weights = torch.softmax(logits, dim=1)  # [B, 6, W]
-        output = self.composer((components * weights[:, :, None]).flatten(1, 2))
+        output = self.composer(components, weights)
         terms = novelty_terms(output, x_input, x_target, logits, self.novelty)
         return output, agent_loss(terms.mean(0)) if wanted == "loss" else terms
 
     def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
         stacked = torch.cat([*self.input_extractor(x_input), *self.target_extractor(x_target)], dim=1)
-        return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self.component_selector(stacked)
+        return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self._logits(stacked)
+
+    def _logits(self, stacked: Tensor) -> Tensor:
+        layers = self.component_selector
+        if not is_plain(layers, nn.Sequential) or len(layers) != 3 or not is_plain(layers[1], nn.LeakyReLU):
+            return layers(stacked)
+        first, activation, last = layers
+        return last(lean.leaky_relu(first(stacked), activation.negative_slope))
 
     @torch.no_grad()
     def get_component_statistics(self, x_input: Tensor, x_target: Tensor) -> dict[str, float]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import lean
 from .attention import attention
+from .plain import is_plain
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -27,9 +29,13 @@ class SelfAttention(nn.MultiheadAttention):
             parts = F.linear(query, weight, bias).chunk(3, dim=2)
         else:  # a full backward hook makes three tensors of the one
             parts = tuple(map(F.linear, (query, key, value), weight.chunk(3), bias.chunk(3)))
+        return self.attended(*parts), None
+
+    def attended(self, *parts: Tensor) -> Tensor:
+        """The output for queries, keys and values `[N, S, d_model]`, already projected."""
         q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts)  # [N, heads, S, d]
         out = attention(q, k, v, self.dropout if self.training else 0.0)
-        return self.out_proj(out.transpose(1, 2).flatten(2)), None
+        return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class EncoderLayer(nn.TransformerEncoderLayer):
@@ -67,6 +73,33 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         x = self.norm1(src + self.dropout1(attended))
         return self.norm2(x + self._ff_block(x))
 
+    def is_lean(self) -> bool:
+        """Whether `lean_forward` may stand for the layer: all that it does not call is as it was built."""
+        attention_, norms = self.self_attn, (self.norm1, self.norm2)
+        return (
+            is_plain(self, EncoderLayer, activation=F.gelu, norm_first=False)
+            and is_plain(attention_, SelfAttention, bias_k=None, add_zero_attn=False, batch_first=True)
+            and attention_.in_proj_weight is not None
+            and all(is_plain(norm, nn.LayerNorm, elementwise_affine=True) and norm.bias is not None for norm in norms)
+            and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in (self.linear1, self.linear2))
+            and all(is_plain(d, nn.Dropout) and d.p < 1 for d in (self.dropout, self.dropout1, self.dropout2))
+        )
+
+    def lean_forward(self, src: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, nn.LayerNorm]:
+        """The layer on `norm(src)`, or on src; its output is the second result's norm of the first.
+
+        A norm is handed on undone, since the next layer's projection is what has to keep its input.
+        """
+        attention_ = self.self_attn
+        if norm is None:
+            x, qkv = src, F.linear(src, attention_.in_proj_weight, attention_.in_proj_bias)
+        else:
+            x, qkv = lean.norm_linear(src, norm, attention_.in_proj_weight, attention_.in_proj_bias)
+        dropout, dropout1, dropout2 = (d.p if d.training else 0.0 for d in (self.dropout, self.dropout1, self.dropout2))
+        x = lean.add_dropped(x, attention_.attended(*qkv.chunk(3, dim=2)), dropout1)
+        x, hidden = lean.norm_linear(x, self.norm1, self.linear1.weight, self.linear1.bias)
+        return lean.add_dropped(x, lean.gelu_dropout_linear(hidden, self.linear2, dropout), dropout2), self.norm2
+
 
 class Encoder(nn.TransformerEncoder):
     """A stack of `EncoderLayer`s, or of what took their places: whatever maps `[N, S, d_model]` to the same."""
@@ -79,6 +112,10 @@ class Encoder(nn.TransformerEncoder):
         self, src: Tensor
     ) -> Tensor:
         """`[N, S, d_model]` -> `[N, S, d_model]`."""
+        norm = None  # of the layer before, not applied yet
         for layer in self.layers:
-            src = layer(src)
-        return src
+            if lean.can_be_lean(src) and isinstance(layer, EncoderLayer) and layer.is_lean():
+                src, norm = layer.lean_forward(src, norm)
+            else:
+                src, norm = layer(src if norm is None else norm(src)), None
+        return src if norm is None else norm(src)

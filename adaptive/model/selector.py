@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from adaptive_window.kernels.reference import without_autocast
+
 from .plain import working_dtype
 from .validation import check_count, check_positive, check_probability, check_share, check_streams
 
@@ -136,7 +138,7 @@ class WindowSelector(nn.Module):
         """The raw outputs `[B, 5·P]`, pair after pair; arguments and errors as `forward`."""
         check_streams(self, x_input, x_target, self.encoding_dim, self.window_frames)
         dtype = working_dtype(self.mlp, x_input.dtype)
-        with torch.autocast(x_input.device.type, enabled=False):
+        with without_autocast(x_input.device.type):
             pooled = [self.pool(x.to(dtype)) for x in (x_input, x_target)]  # each [B, C, 50]
             return self.mlp(torch.cat(pooled, dim=1).flatten(1))
 

@@ -25,9 +25,9 @@ from ..plots import save_figure, trajectory_figure
 from ..storage.lock import FolderLock
 from . import distributed
 from .checkpoint import LAST, PREVIOUS
-from .evaluation import Evaluation
 from .logging import RunLog
 from .loop import Trainer, write_summary
+from .report import Evaluation
 from .signals import StopSignals
 
 

@@ -1,4 +1,4 @@
-"""What a run has to remember to go on as if it had never stopped, taken from a trainer and given back."""
+"""What a run has to remember to go on as if it had never stopped, taken from it and given back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,39 +17,23 @@ from ..config import to_plain
 from ..console import note
 from . import distributed
 from .checkpoint import Checkpoint, CheckpointError, load_weights
-from .evaluation import Evaluation
-from .report import COLUMNS, WindowReport
-
-if TYPE_CHECKING:
-    from .loop import Trainer
+from .report import COLUMNS, Evaluation, WindowReport
+from .run_state import Progress, Run
 
 
-@dataclass
-class Progress:
-    """Where a run is: all that a resumed run needs beside tensors."""
-
-    step: int = 0  # batches used, refused ones included
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch already used
-    best: float = math.inf
-    epochs_without_gain: int = 0
-    refused: int = 0
-    refused_in_a_row: int = 0
-
-
-def take_state(trainer: Trainer) -> Checkpoint:
+def take_state(run: Run) -> Checkpoint:
     """Everything, as one checkpoint. The tensors are the live ones: save before the next step.
 
     All ranks call it together, for their random states; the rest is the same on all but BatchNorm's running statistics.
     """
-    config, codec, evaluations = trainer.config, trainer.codec, trainer.evaluations
+    config, codec, evaluations = run.config, run.codec, run.evaluations
     return Checkpoint(
-        model=trainer.agent.state_dict(),
-        optimizer=optimizer_state(trainer.optimizer, trainer.agent),
-        random=distributed.gather_by_rank(random_state(trainer.device)),
+        model=run.agent.state_dict(),
+        optimizer=optimizer_state(run.optimizer, run.agent),
+        random=distributed.gather_by_rank(random_state(run.device)),
         evaluations={str(k): _windows_of(evaluation) for k, evaluation in enumerate(evaluations)},
         info={
-            "agent": trainer.agent_arguments,
+            "agent": run.agent_arguments,
             "codec": {
                 "name": codec.name,
                 "fingerprint": codec.fingerprint,
@@ -59,57 +42,57 @@ def take_state(trainer: Trainer) -> Checkpoint:
             },
             "clip_frames": codec.frames(config.clip_seconds),
             "config": to_plain(config),
-            "data_order": data_order(trainer),
-            "progress": vars(trainer.progress),
+            "data_order": data_order(run),
+            "progress": vars(run.progress),
             "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts} for e in evaluations],
         },
     )
 
 
-def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
-    """The reverse of `take_state`, for a trainer built with the same options.
+def give_state(run: Run, saved: Checkpoint, path: Path) -> None:
+    """The reverse of `take_state`, for a run built with the same options.
 
     Raises:
         CheckpointError: another agent or codec; or, unless `--force`, another batch size, world size, seed or data set.
     """
-    info, config = saved.info, trainer.config
+    info, config = saved.info, run.config
     if info["format"] < 2:
         raise CheckpointError(
             f"{path} has checkpoint format {info['format']}, which lacks the data set's fingerprint and part of the "
             "random state: compose and plot read it, but a run cannot go on from it; train anew in another --out"
         )
-    codec = trainer.codec
-    ours = {**trainer.agent_arguments, "codec": f"{codec.name} (fingerprint {codec.fingerprint})"}
+    codec = run.codec
+    ours = {**run.agent_arguments, "codec": f"{codec.name} (fingerprint {codec.fingerprint})"}
     theirs = {**info["agent"], "codec": f"{info['codec']['name']} (fingerprint {info['codec']['fingerprint']})"}
     if changed := differences(theirs, ours):
         raise CheckpointError(f"cannot resume {path}: {'; '.join(changed)}. Set it as it was, or name another --out")
-    load_weights(trainer.agent, saved.model, path)
-    restore_optimizer(trainer.optimizer, trainer.agent, saved.optimizer)
+    load_weights(run.agent, saved.model, path)
+    restore_optimizer(run.optimizer, run.agent, saved.optimizer)
     if states := distributed.part_of_rank(saved.random):  # none for a rank that the saved run did not have
-        restore_random(states, trainer.device)
-    trainer.progress = Progress(**info["progress"])
-    if changed := differences(info["data_order"], data_order(trainer)):
+        restore_random(states, run.device)
+    vars(run.progress).update(vars(Progress(**info["progress"])))
+    if changed := differences(info["data_order"], data_order(run)):
         text = "; ".join(changed)
         if not config.force:
             raise CheckpointError(
                 f"cannot resume {path}: {text}. The order of the data would be another one: set it as it was, or "
                 "add --force to begin the epoch anew with it"
             )
-        note(f"warning: --force: {text}; epoch {trainer.progress.epoch} begins anew")
-        trainer.progress.batch = 0
-    trainer.evaluations = [
-        _evaluation_of(found, saved.evaluations[str(k)], trainer) for k, found in enumerate(info["evaluations"])
+        note(f"warning: --force: {text}; epoch {run.progress.epoch} begins anew")
+        run.progress.batch = 0
+    run.evaluations[:] = [
+        _evaluation_of(found, saved.evaluations[str(k)], run) for k, found in enumerate(info["evaluations"])
     ]
 
 
-def data_order(trainer: Trainer) -> dict[str, Any]:
+def data_order(run: Run) -> dict[str, Any]:
     """What decides which examples are in which batch."""
     return {
-        "batch size": trainer.config.batch_size,
+        "batch size": run.config.batch_size,
         "world size": distributed.size(),
-        "seed": trainer.config.seed,
-        "training set": trainer.train_set.fingerprint,
-        "held-out set": trainer.held_out.fingerprint,
+        "seed": run.config.seed,
+        "training set": run.train_set.fingerprint,
+        "held-out set": run.held_out.fingerprint,
     }
 
 
@@ -195,7 +178,7 @@ def _windows_of(evaluation: Evaluation) -> Tensor:
     return torch.stack([torch.from_numpy(evaluation.windows.values[name]) for name in COLUMNS])  # [5, N, P]
 
 
-def _evaluation_of(found: dict[str, Any], windows: Tensor, trainer: Trainer) -> Evaluation:
+def _evaluation_of(found: dict[str, Any], windows: Tensor, run: Run) -> Evaluation:
     values = {name: column.numpy().copy() for name, column in zip(COLUMNS, windows, strict=True)}
-    report = WindowReport(values, trainer.codec.frame_rate, trainer.config.window_seconds)
+    report = WindowReport(values, run.codec.frame_rate, run.config.window_seconds)
     return Evaluation(found["step"], found["loss"], found["parts"], report)
