@@ -13,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from adaptive_window import CompositionalCreativeAgent
+from adaptive_window import CompositionalCreativeAgent, losses
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model import losses
 from adaptive_window.model.composer import BALANCE_WEIGHT, NOVELTIES, novelty_terms
 from adaptive_window.model.selector import FRESH_RATIO, PER_PAIR, windows_from_logits
 

@@ -17,7 +17,7 @@ from adaptive_window.audio.codec import Codec
 from adaptive_window.audio.files import find_audio, read_audio
 from adaptive_window.audio.synthesis import synthesize_pair
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model.scale_space import gaussian_blur
+from adaptive_window.losses.scale_space import gaussian_blur
 
 CLIP, WINDOW, MAX_RATIO = 24.0, 16.0, 1.5  # seconds
 T, W = 1200, 800  # frames of synthetic latents

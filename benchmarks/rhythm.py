@@ -39,8 +39,8 @@ from adaptive_window.audio.synthesis import synthesize_drums
 from adaptive_window.inference.matching import MATCH_SCORE
 from adaptive_window.inference.refine_rhythm import better_out_of_range, refine_rhythm, tempo_scan
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model.losses import rhythm_matching
-from adaptive_window.model.rhythm import annealed_rhythm_blur, tempo_matching
+from adaptive_window.losses import rhythm_matching
+from adaptive_window.losses.rhythm import annealed_rhythm_blur, tempo_matching
 
 T, W = 1200, 800
 WANTED = 1.25

@@ -32,10 +32,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaptive_window.losses import window_overlap_penalty
+from adaptive_window.losses.matching import matching_loss
+from adaptive_window.losses.scale_space import gaussian_blur
 from adaptive_window.model.correlation_selector import CorrelationSelector
-from adaptive_window.model.losses import window_overlap_penalty
-from adaptive_window.model.matching import matching_loss
-from adaptive_window.model.scale_space import gaussian_blur
 
 CHANNELS, FRAMES, WINDOW, PAIRS, MAX_RATIO = 4, 1200, 220, 3, 1.4
 SECTIONS, MATERIAL = 3, 400  # samples of a section's material, which is stretched to its length

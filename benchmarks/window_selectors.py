@@ -7,7 +7,7 @@
 with ratio uniform in [1, 1.5] and start uniform in what fits. A selector with one pair is shown x and y and has to say
 start and ratio. Score: median |start − truth| in frames and |ratio − truth|, over `--held-out` problems.
 
-**Training.** Matching loss alone (`adaptive_window.model.matching`: 1 − Pearson correlation of the window that was
+**Training.** Matching loss alone (`adaptive_window.losses.matching`: 1 − Pearson correlation of the window that was
 chosen and y), both signals blurred by 64·(1 − progress)² frames; nothing is told of the true start and ratio. Adam,
 half a cosine of learning rate, batches of `--batch` problems that are drawn anew for each step.
 
@@ -42,8 +42,8 @@ from adaptive_window.audio.files import find_audio, read_audio
 from adaptive_window.audio.mel import MelCodec
 from adaptive_window.audio.synthesis import synthesize_pair
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model.matching import matching_loss
-from adaptive_window.model.scale_space import annealed_sigma, gaussian_blur
+from adaptive_window.losses.matching import matching_loss
+from adaptive_window.losses.scale_space import annealed_sigma, gaussian_blur
 from adaptive_window.model.selector import windows_from_logits
 
 T, W, MAX_RATIO = 1200, 800, 1.5

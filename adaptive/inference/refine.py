@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaptive_window.kernels.reference import without_autocast
 
-from ..model.scale_space import annealed_sigma, gaussian_blur
+from ..losses.scale_space import annealed_sigma, gaussian_blur
 from .lattice import Windows, best_windows, choose_cell, lattice
 from .matching import check_features, correlation, match_features, match_score
 from .refine_arguments import check_search, check_signals, given_windows

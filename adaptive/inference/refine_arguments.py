@@ -10,7 +10,7 @@ from torch import Tensor
 from adaptive_window.kernels.reference import compute_dtype
 from adaptive_window.kernels.validation import check_backend, check_like, check_tensor, check_window
 
-from ..model.scale_space import check_sigma
+from ..losses.scale_space import check_sigma
 from ..model.validation import check_count
 from .lattice import Windows
 

@@ -2,7 +2,7 @@
 
 The melody and the drums of two songs may have nothing in common and still fit each other, once one is compressed to the
 other's tempo and begins on its beat. Tempo and beat are found in turn: the ratio by the gradient of what repeats in
-each (`model.rhythm`), from several starts, and the beat by trying every frame.
+each (`losses.rhythm`), from several starts, and the beat by trying every frame.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from adaptive_window.kernels import resample_windows
 from adaptive_window.kernels.reference import compute_dtype, without_autocast
 
-from ..model.losses import onset_envelope
-from ..model.rhythm import (
+from ..losses.rhythm import (
     LAGS,
     annealed_rhythm_blur,
     check_lags,
     on_log_axis,
+    onset_envelope,
     onset_repeats,
-    profile_correlation,
     rhythm_profile,
 )
-from ..model.scale_space import gaussian_blur
+from ..losses.scale_space import gaussian_blur
+from ..losses.signals import pearson
 from ..model.selector import windows_from_logits
 from .refine_arguments import check_search, check_signals, given_windows
 
@@ -117,15 +117,15 @@ def refine_rhythm(
             with torch.no_grad():
                 wanted = rhythm_profile(y, of_y.start, of_y.ratio, window_frames, blur=blur, lags=lags)  # [B, 1, G]
             profile = rhythm_profile(x, *windows(), window_frames, blur=blur, lags=lags)  # [B, R, G]
-            (free.grad,) = torch.autograd.grad(-profile_correlation(profile, wanted).sum(), free)
+            (free.grad,) = torch.autograd.grad(-pearson(profile, wanted).sum(), free)
             adam.step()
         with torch.no_grad():
             start, ratio = windows()
-            scores = profile_correlation(rhythm_profile(x, start, ratio, window_frames, lags=lags), wanted)  # [B, R]
+            scores = pearson(rhythm_profile(x, start, ratio, window_frames, lags=lags), wanted)  # [B, R]
             ratio = ratio.gather(1, scores.argmax(1, keepdim=True))  # [B, 1]
             envelope = _beats(y, of_y.start, of_y.ratio, window_frames, backend)
             start, ratio = _on_the_beat(x, envelope, ratio, longer, window_frames, backend)
-            score = profile_correlation(rhythm_profile(x, start, ratio, window_frames, lags=lags), wanted)
+            score = pearson(rhythm_profile(x, start, ratio, window_frames, lags=lags), wanted)
     return start[:, 0], ratio[:, 0], score[:, 0]
 
 
@@ -180,7 +180,7 @@ def tempo_scan(
     shift = math.log(SCAN[0]) + SCAN_STEP * torch.arange(count, dtype=repeats.dtype, device=x.device)
     shifts = shift.expand(len(x), -1)
     profiles = on_log_axis(repeats.expand(-1, count, -1), shifts, SCAN_BLUR, lags)  # [B, R, G]
-    return shift.exp(), profile_correlation(profiles, wanted)
+    return shift.exp(), pearson(profiles, wanted)
 
 
 def better_out_of_range(ratios: Tensor, scores: Tensor, max_ratio: float) -> float | None:

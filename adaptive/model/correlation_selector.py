@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adaptive_window.kernels import resample_windows
 from adaptive_window.kernels.reference import compute_dtype, without_autocast
 
-from .matching import standardized
+from ..losses.matching import standardized
 from .selector import fresh_logits, windows_from_logits
 from .validation import check_count, check_positive, check_share, check_streams
 

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from adaptive_window.kernels.reference import autocast_available
 from adaptive_window.kernels.validation import check_shape, check_tensor
 
+from ..losses.checks import check_count
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """An int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+__all__ = ["check_count", "check_positive", "check_probability", "check_share", "check_streams"]
 
 
 def check_positive(name: str, value: object) -> None:

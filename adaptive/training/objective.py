@@ -1,6 +1,6 @@
-"""What training minimizes: spectral distance to the target, the pairs' own losses, and the regularizers asked for.
+"""What training minimizes: a table of named terms, each with a weight of the configuration and a way to compute it.
 
-    loss = spectral_weight · spectral + novelty_weight · mean(losses) + Σ weight · regularizer
+    loss = Σ weight · term        over the rows of `TERMS` whose weight is not 0; some are always told
 
 `spectral` compares every composed pattern with its pair's own window of the *target*, resampled but untransformed, at
 its present place. That window is taken as data: its position is not trained through this term, because the nearest
@@ -16,6 +16,9 @@ compare what is heard.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -23,12 +26,12 @@ from torch import Tensor
 
 from adaptive_window.kernels import resample_windows
 
+from .. import losses
 from ..config import TrainConfig
 from ..errors import UsageError
-from ..model import losses as terms
-from ..model.matching import matching_loss
-from ..model.rhythm import LAGS_SECONDS, annealed_rhythm_blur, tempo_matching
-from ..model.scale_space import annealed_sigma
+from ..losses.rhythm import LAGS_SECONDS, annealed_rhythm_blur
+from ..losses.scale_space import annealed_sigma
+from ..losses.signals import wide
 
 
 class Decoder(Protocol):
@@ -62,6 +65,48 @@ def _annealing_steps(config: TrainConfig) -> int:
     return max(1, round(config.anneal_until * config.max_steps))
 
 
+@dataclass
+class Step:
+    """What the terms of one step are computed from; windows are cut once, when the first term asks for them."""
+
+    patterns: Tensor  # [B, P, C, W], never 16-bit
+    losses: list[Tensor]  # the pairs' own
+    windows: dict[str, Tensor]  # [B, P] each
+    x: Tensor
+    y: Tensor
+    random_stretch: bool
+    taken: int | None  # steps before this one; None for the end of the run
+
+    @property
+    def window(self) -> int:
+        return self.patterns.shape[-1]
+
+    @cached_property
+    def cut_input(self) -> Tensor:
+        return self._cut(self.x, "input")
+
+    @cached_property
+    def cut_target(self) -> Tensor:
+        return self._cut(self.y, "target")
+
+    def _cut(self, clip: Tensor, name: str) -> Tensor:
+        """The pairs' windows of a clip, untransformed and live: `[B, P, C, W]`."""
+        return wide(resample_windows(clip, self.windows[f"start_{name}"], self.windows[f"ratio_{name}"], self.window))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One row: `weight(config)` times `compute(objective, step)`, a 0-dim tensor, is added to the loss.
+
+    `always`: computed and told also where its weight is 0.
+    """
+
+    name: str
+    weight: Callable[[TrainConfig], float]
+    compute: Callable[[Objective, Step], Tensor]
+    always: bool = False
+
+
 class Objective:
     """Callable: `(outputs, losses, windows, x, y)` -> `(loss, parts)`, both differentiable, `parts` by name."""
 
@@ -77,6 +122,7 @@ class Objective:
                 f"{1 + reach:g}, above --max-ratio {config.max_ratio:g}: all would end at the range's ends"
             )
         self.decode_frames = max(1, codec.frames(config.decode_seconds))
+        self.terms = [(term, term.weight(config)) for term in TERMS if term.always or term.weight(config)]
 
     def __call__(
         self,
@@ -90,35 +136,9 @@ class Objective:
         step: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`step`: steps taken before, for what is annealed; None for the end of the run (`blur_at`)."""
-        config = self.config
-        patterns = _wide(torch.stack(outputs, dim=1))  # [B, P, C, W]
-        window = patterns.shape[-1]
-        parts = {
-            "spectral": self.spectral(patterns, windows, y, random_stretch),
-            "novelty": torch.mean(torch.stack(losses)),
-        }
-        loss = config.spectral_weight * parts["spectral"] + config.novelty_weight * parts["novelty"]
-        if config.matching_weight:
-            parts["matching"] = matching_loss(x, y, windows, window, sigma=blur_at(config, step))
-            loss = loss + config.matching_weight * parts["matching"]
-        if config.reconstruction_weight:
-            wanted = resample_windows(y, windows["start_target"], windows["ratio_target"], window)
-            parts["reconstruction"] = terms.reconstruction_loss(patterns, wanted)
-            loss = loss + config.reconstruction_weight * parts["reconstruction"]
-        if config.overlap_weight:
-            parts["overlap"] = terms.window_overlap_penalty(windows, window)
-            loss = loss + config.overlap_weight * parts["overlap"]
-        if config.ratio_diversity_weight:
-            parts["ratio_diversity"] = terms.ratio_diversity(windows, config.ratio_spread)
-            loss = loss - config.ratio_diversity_weight * parts["ratio_diversity"]
-        if config.rhythm_weight:
-            blur = rhythm_blur_at(config, step)
-            parts["rhythm"] = tempo_matching(x, y, windows, window, blur=blur, lags=self.lags(window))
-            loss = loss + config.rhythm_weight * parts["rhythm"]
-        if config.envelope_copy_weight:
-            parts["envelope_copy"] = self.envelope_copy(patterns, windows, x, y, random_stretch)
-            loss = loss + config.envelope_copy_weight * parts["envelope_copy"]
-        return loss, parts
+        given = Step(wide(torch.stack(outputs, dim=1)), losses, windows, x, y, random_stretch, step)
+        parts = {term.name: term.compute(self, given) for term, _ in self.terms}
+        return torch.stack([weight * parts[term.name] for term, weight in self.terms]).sum(), parts
 
     def lags(self, window: int) -> tuple[float, float]:
         """Frames of the lags at which rhythm is compared; at most a quarter of the window, so that each fits often."""
@@ -128,15 +148,15 @@ class Objective:
     def spectral(self, patterns: Tensor, windows: dict[str, Tensor], y: Tensor, random_stretch: bool) -> Tensor:
         with torch.no_grad():
             start, ratio = windows["start_target"], windows["ratio_target"]
-            wanted = _wide(resample_windows(y, start, ratio, patterns.shape[-1]))  # [B, P, C, W]
+            wanted = wide(resample_windows(y, start, ratio, patterns.shape[-1]))  # [B, P, C, W]
         if self.config.spectral == "latent":
-            return terms.reconstruction_loss(patterns, wanted)
+            return losses.reconstruction_loss(patterns, wanted)
         if not self.codec.differentiable:  # latents that are a spectrum themselves
-            return terms.multi_scale_latent_loss(patterns, wanted)
+            return losses.multi_scale_latent_loss(patterns, wanted)
         part = self.stretch(patterns.shape[-1], random_stretch)
         with torch.no_grad():
             wanted_audio = self.decode(wanted[..., part].flatten(0, 1))
-        return terms.multi_resolution_stft_loss(self.decode(patterns[..., part].flatten(0, 1)), wanted_audio)
+        return losses.multi_resolution_stft_loss(self.decode(patterns[..., part].flatten(0, 1)), wanted_audio)
 
     def stretch(self, window: int, random_stretch: bool) -> slice:
         """The frames that a decoded loss looks at: `decode_seconds` of them, anywhere or in the middle."""
@@ -144,20 +164,6 @@ class Objective:
         room = window - frames
         begin = int(torch.randint(room + 1, ())) if random_stretch else room // 2  # drawn on the CPU: no device waits
         return slice(begin, begin + frames)
-
-    def envelope_copy(
-        self, patterns: Tensor, windows: dict[str, Tensor], x: Tensor, y: Tensor, random_stretch: bool
-    ) -> Tensor:
-        """Mean over input and target of the squared correlation of their windows' loudness with the pattern's."""
-        window = patterns.shape[-1]
-        part = self.stretch(window, random_stretch) if self.codec.differentiable else slice(None)
-        output = self.loudness(patterns[..., part])  # [B·P, N]
-        penalties = []
-        for clip, name in ((x, "input"), (y, "target")):
-            cut = _wide(resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], window))
-            source = self.loudness(cut[..., part])
-            penalties.append(terms.envelope_copy_penalty(output, source, min(250, output.shape[-1])))
-        return torch.stack(penalties).mean()
 
     def loudness(self, latents: Tensor) -> Tensor:
         """`[B, P, C, T]` -> a signal `[B·P, N]` whose envelope is loudness: decoded audio, or the mean log level."""
@@ -170,5 +176,56 @@ class Objective:
         return self.codec.decode(latents.float())  # codecs stay in float32
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _spectral(objective: Objective, step: Step) -> Tensor:
+    return objective.spectral(step.patterns, step.windows, step.y, step.random_stretch)
+
+
+def _novelty(_: Objective, step: Step) -> Tensor:
+    return torch.mean(torch.stack(step.losses))
+
+
+def _matching(objective: Objective, step: Step) -> Tensor:
+    sigma = blur_at(objective.config, step.taken)
+    return losses.matching_loss(step.x, step.y, step.windows, step.window, sigma=sigma)
+
+
+def _reconstruction(_: Objective, step: Step) -> Tensor:
+    return losses.reconstruction_loss(step.patterns, step.cut_target)
+
+
+def _overlap(_: Objective, step: Step) -> Tensor:
+    return losses.window_overlap_penalty(step.windows, step.window)
+
+
+def _ratio_diversity(objective: Objective, step: Step) -> Tensor:
+    return losses.ratio_diversity(step.windows, objective.config.ratio_spread)
+
+
+def _rhythm(objective: Objective, step: Step) -> Tensor:
+    blur = rhythm_blur_at(objective.config, step.taken)
+    return losses.tempo_matching(step.x, step.y, step.windows, step.window, blur=blur, lags=objective.lags(step.window))
+
+
+def _envelope_copy(objective: Objective, step: Step) -> Tensor:
+    """Mean over input and target of the squared correlation of their windows' loudness with the pattern's."""
+    part = slice(None)
+    if objective.codec.differentiable:
+        part = objective.stretch(step.window, step.random_stretch)
+    output = objective.loudness(step.patterns[..., part])  # [B·P, N]
+    penalties = []
+    for cut in (step.cut_input, step.cut_target):
+        source = objective.loudness(cut[..., part])
+        penalties.append(losses.envelope_copy_penalty(output, source, min(250, output.shape[-1])))
+    return torch.stack(penalties).mean()
+
+
+TERMS = (
+    Term("spectral", lambda config: config.spectral_weight, _spectral, always=True),
+    Term("novelty", lambda config: config.novelty_weight, _novelty, always=True),
+    Term("matching", lambda config: config.matching_weight, _matching),
+    Term("reconstruction", lambda config: config.reconstruction_weight, _reconstruction),
+    Term("overlap", lambda config: config.overlap_weight, _overlap),
+    Term("ratio_diversity", lambda config: -config.ratio_diversity_weight, _ratio_diversity),  # a reward
+    Term("rhythm", lambda config: config.rhythm_weight, _rhythm),
+    Term("envelope_copy", lambda config: config.envelope_copy_weight, _envelope_copy),
+)

@@ -7,7 +7,7 @@ from adaptive_window import refine_windows
 from adaptive_window.inference.lattice import Windows, distinct_best, lattice
 from adaptive_window.inference.matching import lag_one_autocorrelation, match_score, match_threshold
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model.scale_space import gaussian_blur
+from adaptive_window.losses.scale_space import gaussian_blur
 
 T, W, C, B = 300, 200, 12, 6
 

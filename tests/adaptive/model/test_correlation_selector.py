@@ -9,8 +9,8 @@ from torch import Tensor
 
 from adaptive_window import AdaptiveWindowCreativeAgent, CorrelationSelector, WindowSelector
 from adaptive_window.kernels import resample_windows
+from adaptive_window.losses.scale_space import gaussian_blur
 from adaptive_window.model.correlation_selector import REACH, SILENCE, lattice
-from adaptive_window.model.scale_space import gaussian_blur
 
 NAMES = ("start_input", "start_target", "ratio_input", "ratio_target", "strength")
 

@@ -7,7 +7,7 @@ import torch
 from clips import WINDOW, ConvolutionCodec, small_config, smooth_latents
 
 from adaptive_window.config import UsageError
-from adaptive_window.model.matching import matching_loss
+from adaptive_window.losses.matching import matching_loss
 from adaptive_window.training.objective import Objective, blur_at
 
 

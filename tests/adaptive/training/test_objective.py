@@ -2,7 +2,7 @@ import pytest
 import torch
 from clips import WINDOW, ConvolutionCodec, small_config, smooth_latents
 
-from adaptive_window.config import UsageError
+from adaptive_window.errors import UsageError
 from adaptive_window.kernels import resample_windows
 from adaptive_window.training.objective import Objective
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaptive_window.model.scale_space import annealed_sigma, gaussian_blur
+from adaptive_window.losses.scale_space import annealed_sigma, gaussian_blur
 
 
 def formula(x: torch.Tensor, sigma: float) -> torch.Tensor:

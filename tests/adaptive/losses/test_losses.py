@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adaptive_window import losses
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model import losses
 
 
 def windows(starts: list[float], ratios: list[float], batch: int = 1) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from adaptive_window.kernels import resample_windows
+from adaptive_window.losses.matching import matching_loss
+from adaptive_window.losses.scale_space import annealed_sigma, gaussian_blur
 from adaptive_window.model import windows_from_logits
-from adaptive_window.model.matching import matching_loss
-from adaptive_window.model.scale_space import annealed_sigma, gaussian_blur
 
 FRAMES, WINDOW = 500, 200
 

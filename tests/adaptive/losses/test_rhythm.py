@@ -9,15 +9,15 @@ from torch import Tensor
 from adaptive_window.audio.mel import MelCodec
 from adaptive_window.audio.synthesis import synthesize_drums
 from adaptive_window.kernels import resample_windows
-from adaptive_window.model import windows_from_logits
-from adaptive_window.model.rhythm import (
+from adaptive_window.losses.rhythm import (
     FINE_BLUR,
     WIDE_BLUR,
     annealed_rhythm_blur,
-    profile_correlation,
     rhythm_profile,
     tempo_matching,
 )
+from adaptive_window.losses.signals import pearson
+from adaptive_window.model import windows_from_logits
 
 T, W = 1200, 800
 
@@ -45,9 +45,9 @@ def drums(seed: int, bpm: float) -> Tensor:
 
 def test_phase_drops_out() -> None:
     profiles = [rhythm_profile(loop(80, offset), *at(start, 1.0), W) for offset, start in ((0, 100.0), (37, 211.0))]
-    assert profile_correlation(*profiles).item() > 0.98
+    assert pearson(*profiles).item() > 0.98
     other = rhythm_profile(loop(93), *at(100.0, 1.0), W)
-    assert profile_correlation(profiles[0], other).item() < 0.5
+    assert pearson(profiles[0], other).item() < 0.5
 
 
 @pytest.mark.parametrize("ratio", [1.1, 1.25, 1.5])
@@ -56,8 +56,8 @@ def test_compression_is_a_shift(ratio: float) -> None:
     x = loop(80)
     compressed = resample_windows(x, *at(0.0, ratio), W)[:, 0]
     expected = rhythm_profile(compressed, *at(0.0, 1.0), W, blur=0.03)
-    assert profile_correlation(rhythm_profile(x, *at(0.0, ratio), W, blur=0.03), expected).item() > 0.98
-    assert profile_correlation(rhythm_profile(x, *at(0.0, 1.03 * ratio), W, blur=0.03), expected).item() < 0.95
+    assert pearson(rhythm_profile(x, *at(0.0, ratio), W, blur=0.03), expected).item() > 0.98
+    assert pearson(rhythm_profile(x, *at(0.0, 1.03 * ratio), W, blur=0.03), expected).item() < 0.95
 
 
 def test_peaks_stand_where_the_loop_repeats() -> None:

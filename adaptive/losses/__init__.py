@@ -1,0 +1,31 @@
+"""Losses and regularizers: pure functions of signals and windows. They know nothing of modules, codecs or runs.
+
+regions      where pairs look: apart in place and in ratio
+matching     do a pair's two windows hold the same thing?
+rhythm       onsets, and tempo by the lags at which they repeat
+harmony      which pitch classes sound
+spectral     patterns against windows, and decoded audio against audio
+"""
+
+from .matching import matching_loss
+from .regions import ratio_diversity, window_overlap_penalty
+from .rhythm import onset_envelope, rhythm_matching, tempo_matching
+from .spectral import (
+    envelope_copy_penalty,
+    multi_resolution_stft_loss,
+    multi_scale_latent_loss,
+    reconstruction_loss,
+)
+
+__all__ = [
+    "envelope_copy_penalty",
+    "matching_loss",
+    "multi_resolution_stft_loss",
+    "multi_scale_latent_loss",
+    "onset_envelope",
+    "ratio_diversity",
+    "reconstruction_loss",
+    "rhythm_matching",
+    "tempo_matching",
+    "window_overlap_penalty",
+]
