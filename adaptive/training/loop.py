@@ -97,8 +97,6 @@ class Trainer:
             distributed.main_first(lambda: give_state(run, *files.load_last(config.out)))
         # wrapped and compiled after the weights are in place; shares them with self.agent, which is what is saved
         forward = data_parallel.wrap(agent, sync_batchnorm=config.sync_batchnorm)
-        if config.compile:
-            forward = torch.compile(forward)  # type: ignore[assignment]  # compile is typed as any callable
         self.take_step = Stepper(agent, forward, optimizer, objective, config, device)
         self._unread: deque[StepRecord] = deque()  # steps whose figures have not been read
         self._behind = 1 if device.type == "cuda" else 0  # so many of them while the next one is queued
@@ -182,6 +180,7 @@ class Trainer:
                     mode.enter_context(self._leavable())
                 self._unread.append(self.take_step(batch, progress.step))
                 self._on_disk = False
+                self._note_mode()
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             self._read(log, bar, leave=self._behind)
             stopping, save = self._ask_all()
@@ -191,6 +190,13 @@ class Trainer:
                     self.stop.check()
                 self.save(files.LAST)
         self._read(log, bar, leave=0)
+
+    def _note_mode(self) -> None:
+        """What is compiled is known after a process's first step."""
+        mode, before = self.take_step.compute.mode, self.state.mode
+        if mode != before and self.config.resume:
+            note(f"this run was trained with {before} computation and goes on with {mode}: last bits may differ")
+        self.state.mode = mode
 
     def _leavable(self) -> contextlib.AbstractContextManager[object]:
         """A part that one process can leave at any point; of several none leaves while others wait for it."""

@@ -44,3 +44,5 @@ class Run:
     objective: Objective
     progress: Progress = field(default_factory=Progress)
     evaluations: list[Evaluation] = field(default_factory=list)
+    mode: str = "eager"
+    """What of a step is compiled: a resumed run has the same bits where it goes on in the same mode."""

@@ -44,6 +44,7 @@ def take_state(run: Run) -> Checkpoint:
             "config": to_plain(config),
             "data_order": data_order(run),
             "progress": vars(run.progress),
+            "mode": run.mode,
             "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts} for e in evaluations],
         },
     )
@@ -71,6 +72,7 @@ def give_state(run: Run, saved: Checkpoint, path: Path) -> None:
     if states := distributed.part_of_rank(saved.random):  # none for a rank that the saved run did not have
         restore_random(states, run.device)
     vars(run.progress).update(vars(Progress(**info["progress"])))
+    run.mode = info.get("mode", run.mode)
     if changed := differences(info["data_order"], data_order(run)):
         text = "; ".join(changed)
         if not config.force:
