@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..config import to_plain
 from ..console import note
+from ..model.agent import AdaptiveWindowCreativeAgent
 from . import distributed
 from .checkpoint import Checkpoint, CheckpointError, load_weights
 from .report import COLUMNS, Evaluation, WindowReport
@@ -43,7 +45,7 @@ def take_state(run: Run) -> Checkpoint:
             "clip_frames": codec.frames(config.clip_seconds),
             "config": to_plain(config),
             "data_order": data_order(run),
-            "progress": vars(run.progress),
+            "progress": vars(run.progress),  # no loss yet is an infinite one, which JSON has not: null
             "mode": run.mode,
             "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts} for e in evaluations],
         },
@@ -64,14 +66,20 @@ def give_state(run: Run, saved: Checkpoint, path: Path) -> None:
         )
     codec = run.codec
     ours = {**run.agent_arguments, "codec": f"{codec.name} (fingerprint {codec.fingerprint})"}
-    theirs = {**info["agent"], "codec": f"{info['codec']['name']} (fingerprint {info['codec']['fingerprint']})"}
+    theirs = {
+        **agent_defaults(),  # options that are newer than the checkpoint
+        **info["agent"],
+        "codec": f"{info['codec']['name']} (fingerprint {info['codec']['fingerprint']})",
+    }
     if changed := differences(theirs, ours):
         raise CheckpointError(f"cannot resume {path}: {'; '.join(changed)}. Set it as it was, or name another --out")
     load_weights(run.agent, saved.model, path)
     restore_optimizer(run.optimizer, run.agent, saved.optimizer)
     if states := distributed.part_of_rank(saved.random):  # none for a rank that the saved run did not have
         restore_random(states, run.device)
-    vars(run.progress).update(vars(Progress(**info["progress"])))
+    progress = info["progress"]
+    best = math.inf if progress["best"] is None else progress["best"]
+    vars(run.progress).update(vars(Progress(**{**progress, "best": best})))
     run.mode = info.get("mode", run.mode)
     if changed := differences(info["data_order"], data_order(run)):
         text = "; ".join(changed)
@@ -85,6 +93,12 @@ def give_state(run: Run, saved: Checkpoint, path: Path) -> None:
     run.evaluations[:] = [
         _evaluation_of(found, saved.evaluations[str(k)], run) for k, found in enumerate(info["evaluations"])
     ]
+
+
+def agent_defaults() -> dict[str, Any]:
+    """The agent's options as they are where nobody names them."""
+    parameters = inspect.signature(AdaptiveWindowCreativeAgent).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
 def data_order(run: Run) -> dict[str, Any]:
@@ -183,4 +197,10 @@ def _windows_of(evaluation: Evaluation) -> Tensor:
 def _evaluation_of(found: dict[str, Any], windows: Tensor, run: Run) -> Evaluation:
     values = {name: column.numpy().copy() for name, column in zip(COLUMNS, windows, strict=True)}
     report = WindowReport(values, run.codec.frame_rate, run.config.window_seconds)
-    return Evaluation(found["step"], found["loss"], found["parts"], report)
+    parts = {name: _number(value) for name, value in found["parts"].items()}
+    return Evaluation(found["step"], _number(found["loss"]), parts, report)
+
+
+def _number(value: float | None) -> float:
+    """What was not finite is null in JSON."""
+    return math.nan if value is None else value
