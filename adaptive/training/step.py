@@ -70,26 +70,19 @@ class Statistics:
 
     def __init__(self, agent: nn.Module) -> None:
         norms = [module for module in agent.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-        buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        self._groups: list[list[Tensor]] = [
-            [b for b in buffers if b.is_floating_point()],
-            [b for b in buffers if not b.is_floating_point()],
-        ]
+        flat = [buffer.view(-1) for norm in norms for buffer in norm.buffers(recurse=False)]  # the same memory
+        groups = [[b for b in flat if b.is_floating_point()], [b for b in flat if not b.is_floating_point()]]
+        self._groups = [group for group in groups if group]  # counts of batches are integers
 
     def kept(self) -> list[Tensor]:
-        return [self._flat(group) for group in self._groups if group]
+        return [torch.cat(group) for group in self._groups]
 
     @torch.no_grad()
     def put_back(self, before: list[Tensor], bad: Tensor) -> None:
         """Where `bad` (0-dim) is not 0; nothing else changes."""
-        for group, old in zip((g for g in self._groups if g), before, strict=True):
-            now = torch.where(bad.bool(), old, self._flat(group))
-            parts = now.split([buffer.numel() for buffer in group])
-            torch._foreach_copy_(group, [part.view(b.shape) for part, b in zip(parts, group, strict=True)])
-
-    @staticmethod
-    def _flat(group: list[Tensor]) -> Tensor:
-        return torch.cat([buffer.detach().reshape(-1) for buffer in group])
+        for group, old in zip(self._groups, before, strict=True):
+            now = torch.where(bad.bool(), old, torch.cat(group))
+            torch._foreach_copy_(group, now.split([buffer.numel() for buffer in group]))
 
 
 def _together(figures: list[Tensor]) -> Tensor:
