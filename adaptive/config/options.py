@@ -24,6 +24,7 @@ from .bounds import (
     NonNegativeInt,
     PairCount,
     Place,
+    Port,
     PositiveFloat,
     PositiveInt,
     RunCount,
@@ -153,7 +154,9 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
     )
     sync_batchnorm: bool = flag(False, "under torchrun: BatchNorm statistics of the whole batch, not of each process")
-    compile: bool = flag(False, "torch.compile the agent")
+    compile: Literal["auto", "on", "off"] = flag(
+        "auto", "compile agent, losses and their backward pass by TorchInductor; auto does so on CUDA"
+    )
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")
 
@@ -226,6 +229,20 @@ class RefineConfig(CommandOptions, PlaceOptions, ClipOptions, CodecOptions, Outp
         "what is compared; energy and difference follow the loudness, for latents that are white in time; rhythm "
         "finds one tempo and beat, whatever is played",
     )
+
+
+@dataclass(kw_only=True)
+class ServeConfig(CommandOptions, WeightsOptions):
+    """Everything that `adaptive-window serve` can be told."""
+
+    checkpoint: Path | None = flag(None, "checkpoint of a training run (OUT/best.safetensors)", reads=True)
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for every network, best behind a proxy with TLS")
+    port: Port = flag(7860, "port to listen on; 0 for any free one")
+    auth: str | None = flag(None, "USER:PASSWORD-FILE: ask for this name, and the password in the file's first line")
+    uploads: Path | None = flag(None, "folder in which a folder for uploads and results is made (default: temporary)")
+    keep_minutes: PositiveFloat = flag(60.0, "minutes after which unused uploads and results are removed")
+    jobs: PositiveInt | None = flag(None, "compositions and searches at a time (default: one a core)")
+    waiting: PositiveInt = flag(60, "jobs that may wait; further ones are refused")
 
 
 @dataclass(kw_only=True)
