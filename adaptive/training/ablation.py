@@ -82,9 +82,7 @@ def run_ablation(config: AblateConfig) -> str:
         prepare_folder(config.out, lock, resume=False, files=FILES, folders=("runs", "songs"), reads=reads(config))
         begun = any((config.out / name).exists() for name in ("ablation.csv", "runs"))
         if begun and not config.resume:
-            raise UsageError(
-                f"{config.out} holds an ablation already: add --resume to finish it, or name another --out"
-            )
+            raise UsageError(f"{config.out} holds an ablation already: name another --out, or add --resume")
         if config.resume and not begun:
             raise UsageError(f"--resume: {config.out} holds no ablation to go on with")
         if config.resume:
