@@ -24,6 +24,7 @@ from .bounds import (
     NonNegativeInt,
     PairCount,
     Place,
+    Port,
     PositiveFloat,
     PositiveInt,
     RunCount,
@@ -226,6 +227,20 @@ class RefineConfig(CommandOptions, PlaceOptions, ClipOptions, CodecOptions, Outp
         "what is compared; energy and difference follow the loudness, for latents that are white in time; rhythm "
         "finds one tempo and beat, whatever is played",
     )
+
+
+@dataclass(kw_only=True)
+class ServeConfig(CommandOptions, WeightsOptions):
+    """Everything that `adaptive-window serve` can be told."""
+
+    checkpoint: Path | None = flag(None, "checkpoint of a training run (OUT/best.safetensors)", reads=True)
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for every network, best behind a proxy with TLS")
+    port: Port = flag(7860, "port to listen on; 0 for any free one")
+    auth: str | None = flag(None, "USER:PASSWORD-FILE: ask for this name, and the password in the file's first line")
+    uploads: Path | None = flag(None, "folder in which a folder for uploads and results is made (default: temporary)")
+    keep_minutes: PositiveFloat = flag(60.0, "minutes after which unused uploads and results are removed")
+    jobs: PositiveInt | None = flag(None, "compositions and searches at a time (default: one a core)")
+    waiting: PositiveInt = flag(60, "jobs that may wait; further ones are refused")
 
 
 @dataclass(kw_only=True)
