@@ -54,6 +54,16 @@ def test_demo_touches_no_folder_of_others(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "precious").exists()
 
 
+def test_an_interrupted_demo_is_gone_on_with(tmp_path):
+    with pytest.raises(UsageError, match="holds no checkpoint to go on from"):
+        demo.prepare(tmp_path, resume=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").write_bytes(b"of an interrupted run")
+    with pytest.raises(UsageError, match="did not finish: add --resume"):
+        demo.prepare(tmp_path)
+    assert demo.prepare(tmp_path, resume=True) == tmp_path / "run"
+
+
 def test_demo_takes_encodec_where_its_weights_are(monkeypatch):
     monkeypatch.setattr(demo, "load_codec", lambda *a, **k: object())
     assert demo.choose_codec(DemoConfig()) == demo.PRETRAINED

@@ -34,7 +34,7 @@ def test_an_option_has_one_bound_in_all_commands():
 
 def test_every_path_is_read_or_written():
     """So that none is forgotten where files are compared: a new one is marked `reads`, or named here."""
-    written = {"out", "output", "cache"}
+    written = {"out", "output", "cache", "uploads"}
     for kind in CONFIGS.values():
         hints = typing.get_type_hints(kind)
         for name, field in fields_of(kind).items():
