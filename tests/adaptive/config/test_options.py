@@ -15,7 +15,7 @@ from adaptive_window.config import AblateConfig, ComposeConfig, TrainConfig, opt
 from adaptive_window.errors import UsageError
 
 CONFIGS = {name: command[0] for name, command in cli.COMMANDS.items()}
-ONE_BY_COMMAND = {"codec", "data", "out", "output"}  # what demo, ablate and refine have of their own
+ONE_BY_COMMAND = {"checkpoint", "codec", "data", "out", "output"}  # optional, or with a choice more, in some
 
 
 def fields_of(kind: type) -> dict[str, dataclasses.Field[object]]:
