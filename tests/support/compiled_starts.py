@@ -1,8 +1,8 @@
 """What is started on a GPU: `python -m compiled_starts` (without TRITON_INTERPRET) compiles a call and starts it.
 
 Triton compiles for sm_90, and makes what starts each kernel, as on an H100; only its driver is replaced, by one that
-notes what it is given. Printed as JSON: per kernel its grid, stream, pointers and which of them it takes as aligned, for
-aligned inputs and for an x that lies 4 bytes further.
+notes what it is given. Printed as JSON: per kernel its grid, stream, pointers and which of them it takes as aligned,
+for aligned inputs and for an x that lies 4 bytes further.
 """
 
 from __future__ import annotations
