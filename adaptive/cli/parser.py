@@ -17,6 +17,7 @@ _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 _KEY = re.compile(r'Parser key "(\w+)":\s*')
 _REWORDED = [
+    (re.compile(r"Not of type Place: "), ""),
     (re.compile(r"Not of type \w+: (\S+) does not conform to restriction (.*)"), r"must be \2, got \1"),
     (re.compile(r"Not of type \w+: invalid literal for int\(\) .*: (.*)"), r"must be a whole number, got \1"),
     (re.compile(r"Not of type \w+: could not convert string to float: (.*)"), r"must be a number, got \1"),

@@ -134,3 +134,48 @@ def test_bad_commands_exit_with_2(songs, tmp_path, capsys):
         assert wanted in message, (wanted, message)
         assert "Traceback" not in message
     assert not out.exists()
+
+
+def strict(text):
+    """JSON as the standard has it: NaN and Infinity are none."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("level", [0.0, 1e-6])
+def test_a_silent_song_is_named(songs, tmp_path, capsys, which, level):
+    noise = level * np.random.default_rng(0).standard_normal(24 * RATE)
+    soundfile.write(tmp_path / "silence.wav", noise, RATE, subtype="FLOAT")
+    pair = [songs / "song.wav", tmp_path / "silence.wav"]
+    assert run("refine", *(pair if which else pair[::-1]), "-o", tmp_path / "out", *SIZES) == 2
+    message = capsys.readouterr().err
+    assert "silence.wav" in message
+    assert "silent for the" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("features", ["latent", "energy", "difference", "rhythm"])
+def test_a_song_with_a_long_silence_gives_a_score(songs, tmp_path, capsys, features):
+    """One note at the beginning, nothing after it: whatever is found, it is a number, and no match."""
+    audio = np.zeros(12 * RATE)
+    audio[:800] = 0.5
+    soundfile.write(tmp_path / "note.wav", audio, RATE)
+    out = tmp_path / "out"
+    code = run("refine", songs / "song.wav", tmp_path / "note.wav", "-o", out, "--features", features, *SIZES)
+    assert code == 0
+    report = strict(capsys.readouterr().out)
+    assert report == strict((out / "refine.json").read_text())
+    assert -1 <= report["score"] < report["threshold"]
+
+
+@pytest.mark.parametrize("at", ["0:04", "4s", "00:00:04.0", "4"])
+def test_places_as_people_write_them(songs, tmp_path, capsys, at):
+    options = ["-o", tmp_path / "out", "--at", at, "--at-target", "0:00", *SIZES]
+    assert run("refine", songs / "song.wav", songs / "part.wav", *options) == 0
+    report = strict(capsys.readouterr().out)
+    assert report["input"]["clip_at_s"] == 4.0
+    assert report["verdict"] == "match"
