@@ -49,14 +49,13 @@ def read_clip(path: Path, at: float, longest: float, least: float, codec: Codec)
     """
     begin, most = round(at * codec.sample_rate), codec.frames(longest) * codec.hop
     audio = read_audio(path, codec.sample_rate, start=begin, length=most, allow_short=True)
+    if audio.numel() and (peak := float(audio.abs().max())) < SILENCE:
+        raise AudioError(path, f"silent from {at:g} s on (peak {peak:.1e}): nothing to match")
     frames = audio.shape[-1] // codec.hop  # a last frame that is not full has no latent of its own
     if frames < codec.frames(least):
         have = frames / codec.frame_rate
         raise AudioError(path, f"only {have:.2f} s from {at:g} s on, but the window is {least:g} s long")
     audio = audio[:, : frames * codec.hop]
-    peak = float(audio.abs().max())
-    if peak < SILENCE:
-        raise AudioError(path, f"silent for the {codec.seconds(frames):.2f} s from {at:g} s on (peak {peak:.1e})")
     with torch.no_grad():
         return Clip(path, at, audio, codec.encode(audio[None]))
 

@@ -55,7 +55,7 @@ def message_of(arguments, capsys: pytest.CaptureFixture[str]) -> str:
         ((*TRAIN, "--clip-seconds", 0), "--clip-seconds: must be > 0.0"),
         ((*TRAIN, "--codec", "mp3"), "--codec: must be one of 'mel', 'encodec-24khz', 'encodec-32khz'; got mp3"),
         ((*TRAIN, "--cache", ""), "--cache: invalid path value: ''"),
-        ((*COMPOSE, "--at", -1), "--at: must be >= 0.0"),
+        ((*COMPOSE, "--at", -1), "--at: must be from 0 to"),
         ((*COMPOSE, "--device", "tpu"), "--device: must be one of 'auto', 'cpu', 'cuda'; got tpu"),
     ],
 )  # fmt: skip

@@ -154,7 +154,7 @@ def test_a_silent_song_is_named(songs, tmp_path, capsys, which, level):
     assert run("refine", *(pair if which else pair[::-1]), "-o", tmp_path / "out", *SIZES) == 2
     message = capsys.readouterr().err
     assert "silence.wav" in message
-    assert "silent for the" in message
+    assert "silent from 0 s on" in message
     assert not (tmp_path / "out").exists()
 
 
