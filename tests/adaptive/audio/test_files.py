@@ -150,18 +150,21 @@ ONE_HOUR = """
 import resource, sys
 from adaptive_window.audio import files
 from adaptive_window.audio.codec import load_codec
-from adaptive_window.inference.compose import encode_clip
-from adaptive_window.inference.refine_songs import read_clip
+from adaptive_window.inference import compose, refine_songs
 
 codec = load_codec("mel")
+engine = compose.Engine(None, codec, 1200, False)
+def read(path, at):
+    codec.encode(compose.read_clip(path, at, engine)[None])
+    refine_songs.read_clip(path, at, 24.0, 16.0, codec)
+
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-encode_clip(sys.argv[1], 1.0, 1200, codec)
+read(sys.argv[1], 1.0)
 before = peak()
 for seekable in (files._SEEKABLE, set()):
     files._SEEKABLE = seekable
     for at in (0.0, 1800.0):
-        encode_clip(sys.argv[2], at, 1200, codec)
-        read_clip(sys.argv[2], at, 24.0, 16.0, codec)
+        read(sys.argv[2], at)
 print(round(peak() - before))
 """
 

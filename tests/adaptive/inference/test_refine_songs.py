@@ -11,6 +11,7 @@ from command import run
 from adaptive_window.audio.codec import Codec
 from adaptive_window.audio.synthesis import synthesize_pair
 from adaptive_window.inference import refine_songs
+from adaptive_window.storage.outputs import LEDGER
 
 RATE = 16000
 SIZES = ["--clip-seconds", "12", "--window-seconds", "8"]
@@ -42,7 +43,7 @@ def test_a_match(songs, tmp_path, capsys):
     assert report["input"]["end_s"] == pytest.approx(report["input"]["start_s"] + 8 * report["input"]["ratio"])
     assert (report["target"]["start_s"], report["target"]["ratio"]) == (0.0, 1.0)
     assert not report["white_in_time"]
-    assert {path.name for path in out.iterdir()} == set(report["files"])
+    assert {path.name for path in out.iterdir()} == {*report["files"], LEDGER}
     for name in ("window_input", "window_target", "cut_target"):
         assert len(soundfile.read(out / f"{name}.wav")[0]) == 8 * RATE
     cut = soundfile.read(out / "cut_input.wav")[0]
@@ -54,13 +55,14 @@ def test_a_match(songs, tmp_path, capsys):
 
 def test_unrelated_songs_are_no_match(songs, tmp_path, capsys):
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "cut_input.wav").write_bytes(b"of an earlier run")
+    assert run("refine", songs / "song.wav", songs / "song.wav", "-o", out, *SIZES) == 0
+    assert (out / "cut_input.wav").exists()
+    capsys.readouterr()
     assert run("refine", songs / "song.wav", songs / "other.wav", "-o", out, *SIZES) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"] == "no match"
     assert report["score"] < report["threshold"]
-    assert {path.name for path in out.iterdir()} == {"windows.png", "refine.json"}
+    assert {path.name for path in out.iterdir()} == {"windows.png", "refine.json", LEDGER}
 
 
 @pytest.mark.parametrize(("move", "moved"), [("target", {"target"}), ("both", {"input", "target"})])
@@ -118,7 +120,7 @@ def test_bad_commands_exit_with_2(songs, tmp_path, capsys):
         ((song,), "target"),
         ((song, tmp_path / "gone.wav"), "gone.wav"),
         ((song, part, "--at-target", 1, *SIZES), "only 7.00 s from 1 s on"),
-        ((song, part, "--clip-seconds", 4), "--window-seconds 16 must be at most --clip-seconds 4"),
+        ((song, part, "--clip-seconds", 4), "--clip-seconds 4 is shorter than --window-seconds 16"),
         ((song, part, "--clip-seconds", 1, "--window-seconds", 0.01), "less than two frames"),
         ((song, part, "--max-ratio", 0.5), "--max-ratio"),
         ((song, part, "--move", "neither"), "neither"),
