@@ -116,7 +116,7 @@ class PlaceOptions:
 
     input: Path = positional("the input song", reads=True)
     target: Path = positional("the target song", reads=True)
-    at: Place = flag(0.0, "second at which the clip begins in the songs")
+    at: Place = flag(0.0, "where the clip begins in the songs: seconds, or minutes and seconds as 1:30")
     at_target: Place | None = flag(None, "the same for the target, where it differs")
 
 
@@ -154,7 +154,9 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
     )
     sync_batchnorm: bool = flag(False, "under torchrun: BatchNorm statistics of the whole batch, not of each process")
-    compile: bool = flag(False, "torch.compile the agent")
+    compile: Literal["auto", "on", "off"] = flag(
+        "auto", "compile agent, losses and their backward pass by TorchInductor; auto does so on CUDA"
+    )
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")
 

@@ -88,3 +88,13 @@ class WindowReport:
                 common = np.clip(end - np.maximum(starts[:, a], starts[:, b]), 0, None)
                 shares.append((common / np.minimum(lengths[:, a], lengths[:, b])).mean())
         return bool(np.min(shares) > 0.9)
+
+
+@dataclass
+class Evaluation:
+    """Mean loss and its parts over the held-out set, and the windows chosen there."""
+
+    step: int
+    loss: float
+    parts: dict[str, float]
+    windows: WindowReport

@@ -24,10 +24,10 @@ from ..plots import save_figure, trajectory_figure
 from ..storage import outputs
 from ..storage.lock import FolderLock
 from . import distributed
-from .evaluation import Evaluation
 from .folder import CONFIG, holds_run, prepare_folder, save_config
 from .logging import RunLog
 from .loop import Trainer, write_summary
+from .report import Evaluation
 from .signals import StopSignals
 
 
