@@ -78,7 +78,7 @@ def claim(
                     f"{str(path)!r} exists, and this command did not write it (or it was changed since): {advice}"
                 )
         elif not os.access(real.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise UsageError(f"{str(path)!r}: no permission to write into {str(real.parent)!r}")
+            raise UsageError(f"{str(path)!r}: cannot be written (Permission denied in {str(real.parent)!r})")
 
 
 @contextlib.contextmanager
