@@ -70,6 +70,7 @@ class Score:
     seconds_per_step: float
 
 
+@outputs.acting("ablate")
 def run_ablation(config: AblateConfig) -> str:
     """Trains all variants and seeds; writes `ablation.csv`, `.md`, `.png` and `config.yaml`, and returns the table.
 
@@ -144,6 +145,7 @@ def base_config(config: AblateConfig) -> TrainConfig:
     return TrainConfig(**{**values, "data": songs, "examples": 0, "tensorboard": False})
 
 
+@outputs.acting("ablate")
 def run_variant(
     config: AblateConfig,
     base: TrainConfig,
