@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class SelfAttention(nn.MultiheadAttention):
     def __init__(self, d_model: int, heads: int, dropout: float) -> None:
         super().__init__(d_model, heads, dropout=dropout, batch_first=True)
 
-    def forward(  # type: ignore[override]  # the rest is handed through
+    def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`; `x, x, x, need_weights=False` with x `[N, S, d_model]` is lean."""
@@ -99,6 +99,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         A norm is handed on undone, since the next layer's projection is what has to keep its input.
         """
         attention_ = self.self_attn
+        assert isinstance(attention_, SelfAttention)  # as is_lean found; narrows the type
         if norm is None:
             x, qkv = src, F.linear(src, attention_.in_proj_weight, attention_.in_proj_bias)
         else:
@@ -128,6 +129,6 @@ class Encoder(nn.TransformerEncoder):
                 call: Callable[[Tensor], Tensor] = partial(layer.lean_forward, norm=norm)
                 norm = layer.norm2
             else:
-                src, norm, call = src if norm is None else norm(src), None, layer
+                src, norm, call = src if norm is None else norm(src), None, cast(Callable[[Tensor], Tensor], layer)
             src = checkpoint(call, src, use_reentrant=False) if again else call(src)  # draws the same dropout again
         return src if norm is None else norm(src)
