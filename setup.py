@@ -59,7 +59,7 @@ TEST = [
 setup(
     package_dir=PACKAGE_DIR,
     packages=packages(),
-    package_data={"adaptive_window": ["py.typed"], "adaptive_window.kernels": ["py.typed"]},
+    package_data={"adaptive_window": ["py.typed", "weights/*.safetensors"], "adaptive_window.kernels": ["py.typed"]},
     ext_modules=extensions(),
     install_requires=[
         "torch>=2.11",

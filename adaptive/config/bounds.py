@@ -18,11 +18,13 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "Seed",
+    "Song",
     "WorkerCount",
 ]
 
 CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
 Device = Literal["auto", "cpu", "cuda"]
+Song = Literal["input", "target", "none"]
 
 if TYPE_CHECKING:  # type checkers take no type that is made by a call
     PositiveFloat = float

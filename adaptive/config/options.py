@@ -23,6 +23,7 @@ from .bounds import (
     PositiveFloat,
     PositiveInt,
     Seed,
+    Song,
     WorkerCount,
 )
 from .flags import flag, positional
@@ -54,6 +55,9 @@ class TrainConfig(CodecOptions, DataOptions):
     """Everything that `adaptive-window train` can be told."""
 
     out: Path = flag(text="folder of the run: checkpoints, logs, pictures, audio, config")
+    init: Path | None = flag(
+        None, "checkpoint whose weights to begin with, or `default`: those that the package brings"
+    )
     resume: bool = flag(False, "go on from the last checkpoint in --out")
     force: bool = flag(False, "resume also with another batch size, world size, seed or data set")
     device: Device = flag("auto", "where to train; auto takes CUDA where there is one")
@@ -61,8 +65,10 @@ class TrainConfig(CodecOptions, DataOptions):
     worker_start: Literal["fork", "spawn"] = flag("fork", "how they start: quickly, or as fresh interpreters")
 
     num_pairs: PairCount = flag(3, "pairs of windows")
-    selector: Literal["mlp", "correlation"] = flag(
-        "mlp", "what chooses windows: a network over both clips, or the input's best match with learned target windows"
+    selector: Literal["content", "mlp", "correlation"] = flag(
+        "content",
+        "what chooses windows: tempos and likeness of the two songs, a network over both clips, or the input's best "
+        "match with learned target windows",
     )
     clip_seconds: PositiveFloat = flag(24.0, "length of the clips that windows are chosen from")
     window_seconds: PositiveFloat = flag(16.0, "length of the composed pattern")
@@ -74,10 +80,11 @@ class TrainConfig(CodecOptions, DataOptions):
     max_steps: PositiveInt = flag(2000, "optimizer steps in all")
     batch_size: PositiveInt = flag(4, "pairs of clips a step, over all processes together")
     clips_per_song: PositiveInt = flag(8, "random clips of every song an epoch")
-    learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
+    learning_rate: PositiveFloat = flag(1e-3, "peak learning rate of AdamW")
+    selector_rate: PositiveFloat = flag(0.05, "the selector's learning rate, as a share of that")
     weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
     schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
-    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
+    warmup_steps: NonNegativeInt = flag(50, "steps of linear warm-up")
     clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
     precision: Literal["auto", "float32", "bf16", "float64"] = flag(
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
@@ -92,7 +99,12 @@ class TrainConfig(CodecOptions, DataOptions):
     )
     spectral_weight: NonNegativeFloat = flag(1.0, "weight of the spectral loss")
     decode_seconds: PositiveFloat = flag(4.0, "seconds of each pattern that the decoded loss looks at in a step")
+    rhythm_from: Song = flag("input", "song whose onsets patterns follow")
+    harmony_from: Song = flag("target", "song whose pitch classes and timbre patterns follow")
+    onset_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of onsets with --rhythm-from's window")
+    harmony_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of chroma with --harmony-from's window")
     novelty_weight: NonNegativeFloat = flag(0.1, "weight of the mean of the pairs' own losses")
+    novelty_after: ClosedUnitInterval = flag(0.3, "share of the run in which that weight grows from 0 to its value")
     matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
     anneal_blur: NonNegativeFloat = flag(
         0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"
@@ -132,7 +144,9 @@ class SongPairOptions:
 
     input: Path = positional("the input song")
     target: Path = positional("the target song")
-    checkpoint: Path = flag(text="checkpoint of a training run (OUT/best.safetensors or OUT/last.safetensors)")
+    checkpoint: Path | None = flag(
+        None, "checkpoint of a training run (OUT/best.safetensors or OUT/last.safetensors; default: the package's own)"
+    )
     at: NonNegativeFloat = flag(0.0, "second at which the clip begins in the songs")
     at_target: NonNegativeFloat | None = flag(None, "the same for the target, where it differs")
     weights: Path | None = flag(None, "file or folder with the codec's weights")

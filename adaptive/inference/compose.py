@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive_window.kernels import resample_windows
+
 from ..audio.codec import Codec, load_codec
 from ..audio.files import read_audio, write_audio
 from ..config import ComposeConfig, PlotConfig, SongPairOptions
 from ..device import choose_device
 from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
+from ..model.content_selector import FOUND, ContentSelector
 from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
 from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
+from ..training.initial import checkpoint_at, described
+from ..training.listening import Listener
+from ..training.measures import measures_warnings, music_measures
 
 
 @dataclass
@@ -31,6 +37,8 @@ class Session:
     x: Tensor
     y: Tensor
     random_codec: bool
+    weights: str
+    """Which weights the agent has, in words."""
 
     @property
     def window_seconds(self) -> float:
@@ -48,25 +56,26 @@ def open_session(options: SongPairOptions) -> Session:
         UsageError, AudioError, CodecUnavailable: each names the file or option at fault.
     """
     device = choose_device(options.device)
-    checkpoint = load_checkpoint(options.checkpoint)
+    path = checkpoint_at(options.checkpoint)
+    checkpoint = load_checkpoint(path)
     made_with = checkpoint.info["codec"]
     if made_with["random"] and not options.random_codec:
         raise UsageError(
-            f"{options.checkpoint} was trained on a randomly initialized codec: what it composes is noise. "
+            f"{path} was trained on a randomly initialized codec: what it composes is noise. "
             "Add --random-codec to run it all the same"
         )
     codec = load_codec(made_with["name"], weights=options.weights, random=made_with["random"], device=str(device))
     if codec.fingerprint != made_with["fingerprint"]:
         raise UsageError(
-            f"{options.checkpoint} was trained with other {codec.name} weights (fingerprint "
+            f"{path} was trained with other {codec.name} weights (fingerprint "
             f"{made_with['fingerprint']}, these have {codec.fingerprint}); name the right ones with --weights"
         )
-    agent = build_agent(checkpoint, options.checkpoint).to(device).eval()
+    agent = build_agent(checkpoint, path).to(device).eval()
     frames = checkpoint.info["clip_frames"]
     at_target = options.at if options.at_target is None else options.at_target
     x = encode_clip(options.input, options.at, frames, codec).to(device)
     y = encode_clip(options.target, at_target, frames, codec).to(device)
-    return Session(agent, codec, x, y, made_with["random"])
+    return Session(agent, codec, x, y, made_with["random"], described(path))
 
 
 def encode_clip(path: Path, at: float, frames: int, codec: Codec) -> Tensor:
@@ -104,6 +113,8 @@ class Composition:
     pick: str | int
     picked: int | None
     """The pair heard; None for the mean of all."""
+    heard: dict[str, float]
+    """`measures.MEASURES` of the audio beside its pair's windows; of the mean of all, averaged over the pairs."""
 
 
 def compose_clips(session: Session, pick: str | int) -> Composition:
@@ -112,7 +123,26 @@ def compose_clips(session: Session, pick: str | int) -> Composition:
     with torch.no_grad():
         audio = session.codec.decode(latents)[0].cpu()
     picked = None if metadata["picked"] is None else int(metadata["picked"][0])
-    return Composition(audio, pairs_in_seconds(metadata["all_windows"], session.codec), pick, picked)
+    windows = metadata["all_windows"]
+    heard = measured(session, latents, audio, windows, picked)
+    return Composition(audio, pairs_in_seconds(windows, session.codec), pick, picked, heard)
+
+
+@torch.no_grad()
+def measured(
+    session: Session, latents: Tensor, audio: Tensor, windows: dict[str, Tensor], picked: int | None
+) -> dict[str, float]:
+    """`Composition.heard`: of the decoded audio, so that what the codec loses counts too."""
+    codec, listen = session.codec, Listener(session.codec)
+    pattern = listen(latents) if listen.decodes else codec.encode(audio[None])
+    chosen = slice(None) if picked is None else slice(picked, picked + 1)
+    cuts = [
+        listen(resample_windows(clip, windows[f"start_{name}"][:, chosen], windows[f"ratio_{name}"][:, chosen], frames))
+        for clip, name, frames in ((session.x, "input", latents.shape[-1]), (session.y, "target", latents.shape[-1]))
+    ]
+    pattern = pattern.to(cuts[0].device)[:, None, :, : cuts[0].shape[-1]].expand_as(cuts[0])
+    found = music_measures(pattern, *cuts, listen.classes, listen.slow)
+    return {name: float(value.mean()) for name, value in found.items()}
 
 
 def compose_file(config: ComposeConfig) -> dict[str, Any]:
@@ -136,6 +166,7 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
         "output": str(config.output),
         "pick": str(composition.pick),
         "picked_pair": composition.picked,
+        "agent": session.weights,
         "codec": session.codec.name,
         "random_codec": session.random_codec,
         "clip_seconds": session.clip_seconds,
@@ -147,6 +178,9 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
         "sample_rate": session.codec.sample_rate,
         "peak": float(audio.abs().max()),
         "rms": float(audio.square().mean().sqrt()),
+        "heard": composition.heard,
+        "warnings": measures_warnings(composition.heard),
+        "tempo": found_tempo(session),
         "pairs": [
             {
                 "start_input_s": pair.start_input,
@@ -162,6 +196,19 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
     }
     config.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
+
+
+@torch.no_grad()
+def found_tempo(session: Session) -> dict[str, Any] | None:
+    """How much slower the input is than the target, how well their rhythms fit at that, and whether that is a find.
+
+    None for agents whose selector does not look for a tempo.
+    """
+    selector = session.agent.window_selector
+    if not isinstance(selector, ContentSelector):
+        return None
+    tempo, fit = selector.tempo(session.x, session.y)
+    return {"ratio": float(tempo.exp()), "fit": float(fit), "found": float(fit) > FOUND}
 
 
 def plot_file(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evaluation:
-    """Mean loss and its parts over the held-out set, and the windows chosen there."""
+    """Mean loss and its parts over the held-out set, the windows chosen there, and what is heard (`measures`)."""
 
     step: int
     loss: float
     parts: dict[str, float]
     windows: WindowReport
+    heard: dict[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -48,6 +49,7 @@ def evaluate(
     dtype = next(agent.parameters()).dtype
     total, count = 0.0, 0
     parts: dict[str, float] = {}
+    heard: dict[str, float] = {}
     windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):  # see Trainer._load
         x, y = (batch[key].to(device, dtype) for key in ("input", "target"))
@@ -57,13 +59,22 @@ def evaluate(
         for name, value in found.items():
             parts[name] = parts.get(name, 0.0) + float(value) * len(x)
         count += len(x)
+        for name, measure in objective.measures(torch.stack(outputs, dim=1), metadata["windows"], x, y).items():
+            heard[name] = heard.get(name, 0.0) + float(measure.mean()) * len(x)
         for name in COLUMNS:
             windows[name].append(metadata["windows"][name].double().cpu().numpy())
     agent.train(was_training)
+    config = objective.config
     report = WindowReport(
-        {name: np.concatenate(values) for name, values in windows.items()}, objective.codec.frame_rate, window_seconds
+        {name: np.concatenate(values) for name, values in windows.items()},
+        objective.codec.frame_rate,
+        window_seconds,
+        config.clip_seconds,
+        config.max_ratio,
+        config.max_strength,
     )
-    return Evaluation(step, total / count, {name: value / count for name, value in parts.items()}, report)
+    mean = {name: value / count for name, value in parts.items()}
+    return Evaluation(step, total / count, mean, report, {name: value / count for name, value in heard.items()})
 
 
 def pairs_in_seconds(windows: dict[str, torch.Tensor], codec: Codec, index: int = 0) -> list[PairWindows]:

@@ -61,7 +61,7 @@ def take_state(trainer: Trainer) -> Checkpoint:
             "config": to_plain(config),
             "data_order": data_order(trainer),
             "progress": vars(trainer.progress),
-            "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts} for e in evaluations],
+            "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts, "heard": e.heard} for e in evaluations],
         },
     )
 
@@ -197,5 +197,13 @@ def _windows_of(evaluation: Evaluation) -> Tensor:
 
 def _evaluation_of(found: dict[str, Any], windows: Tensor, trainer: Trainer) -> Evaluation:
     values = {name: column.numpy().copy() for name, column in zip(COLUMNS, windows, strict=True)}
-    report = WindowReport(values, trainer.codec.frame_rate, trainer.config.window_seconds)
-    return Evaluation(found["step"], found["loss"], found["parts"], report)
+    config = trainer.config
+    report = WindowReport(
+        values,
+        trainer.codec.frame_rate,
+        config.window_seconds,
+        config.clip_seconds,
+        config.max_ratio,
+        config.max_strength,
+    )
+    return Evaluation(found["step"], found["loss"], found["parts"], report, found.get("heard", {}))
