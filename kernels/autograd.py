@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from . import ops
-from .backend import has_tangent
+from .backends import has_tangent
 from .validation import NO_SECOND_DERIVATIVE, check_triton_sizes
 
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .backend import choose_backend
+from .backends import choose_backend
 from .native import autograd as native
 from .validation import check_backend, check_source, check_tensor, check_tonality
-
-Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # depthwise, pointwise, norm: weight and bias of each
+from .weights import Weights
 
 
 def _autocast(keep: tuple[Tensor, ...], cast: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -118,12 +117,12 @@ def tonality_blend(
     """
     given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     y, strength, dw, db, pw, pb, gamma, beta = _autocast((), (y, strength, *given))
-    weights: Weights = (dw, db, pw, pb, gamma, beta)
+    weights = Weights(dw, db, pw, pb, gamma, beta)
     check_tensor("y", y, "B, P, C, W")
     for size, letter in zip(y.shape[2:], "CW", strict=True):
         if size < 1:
             raise ValueError(f"y must have {letter} >= 1, got shape {list(y.shape)}")
-    check_tonality("y", y, y.shape[1], strength, _named(weights), eps)
+    check_tonality("y", y, y.shape[1], strength, weights._asdict(), eps)
     check_backend(backend)
     chosen = choose_backend(backend, y, strength, *weights, taps=dw.shape[-1])
     if chosen == "triton":
@@ -161,9 +160,9 @@ def windowed_tonality(
     """
     given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     start, ratio, x, strength, dw, db, pw, pb, gamma, beta = _autocast((start, ratio), (x, strength, *given))
-    weights: Weights = (dw, db, pw, pb, gamma, beta)
+    weights = Weights(dw, db, pw, pb, gamma, beta)
     check_source(x, start, ratio, window)
-    check_tonality("x", x, start.shape[1], strength, _named(weights), eps)
+    check_tonality("x", x, start.shape[1], strength, weights._asdict(), eps)
     check_backend(backend)
     chosen = choose_backend(backend, x, start, ratio, strength, *weights, taps=dw.shape[-1])
     if chosen == "triton":
@@ -173,8 +172,3 @@ def windowed_tonality(
     if chosen == "native":
         return native.windowed_tonality(x, start, ratio, strength, weights, window, eps)
     return reference.windowed_tonality(x, start, ratio, strength, *weights, window, eps)
-
-
-def _named(weights: Weights) -> dict[str, object]:
-    names = ("depthwise_weight", "depthwise_bias", "pointwise_weight", "pointwise_bias", "norm_weight", "norm_bias")
-    return dict(zip(names, weights, strict=True))

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .weights import Weights
+
 
 @contextmanager
 def _running_on(x: Tensor) -> Iterator[None]:
@@ -35,10 +37,10 @@ def _gradients_like(inputs: tuple[Tensor, ...], needs: list[bool]) -> list[Tenso
 
 @torch.library.custom_op("adaptive_window::resample_windows", mutates_args=())
 def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
-    from .triton import launch_forward
+    from .triton import resample
 
     with _running_on(x):
-        return launch_forward.resample(x, start, ratio, window)
+        return resample.resample(x, start, ratio, window)
 
 
 @resample_windows.register_fake
@@ -50,15 +52,15 @@ def _(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
 def resample_windows_backward(
     grad_out: Tensor, x: Tensor, start: Tensor, ratio: Tensor, needs: list[bool]
 ) -> list[Tensor]:
-    from .triton import launch_forward
+    from .triton import resample
 
     need_x, need_start, need_ratio = needs
     grads = []
     with _running_on(x):
         if need_x:
-            grads.append(launch_forward.resample_dx_of(grad_out, x, start, ratio))
+            grads.append(resample.resample_dx_of(grad_out, x, start, ratio))
         if need_start or need_ratio:
-            by_start, by_ratio = launch_forward.resample_place_gradient(grad_out, x, start, ratio)
+            by_start, by_ratio = resample.resample_place_gradient(grad_out, x, start, ratio)
             grads += [by_start.sum(-1, dtype=start.dtype)] if need_start else []
             grads += [by_ratio.sum(-1, dtype=ratio.dtype)] if need_ratio else []
     return grads
@@ -81,12 +83,12 @@ def tonality_blend(
     norm_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    from .triton import launch_forward
-    from .triton.launch import Source, Weights
+    from .triton import transform
+    from .triton.source import Source
 
     weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     with _running_on(y):
-        return launch_forward.transform(Source.of_windows(y), strength, weights, y.shape[3], eps)
+        return transform.forward(Source.of_windows(y), strength, weights, y.shape[3], eps)
 
 
 @tonality_blend.register_fake
@@ -118,11 +120,11 @@ def tonality_blend_backward(
     eps: float,
     needs: list[bool],
 ) -> list[Tensor]:
-    from .triton import launch_backward
+    from .triton import transform
 
     weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     with _running_on(y):
-        grads = launch_backward.tonality_blend_backward(grad_out, y, strength, *weights, eps, tuple(needs))
+        grads = transform.tonality_blend_backward(grad_out, y, strength, *weights, eps, tuple(needs))
     return _returned(grads)
 
 
@@ -159,12 +161,12 @@ def windowed_tonality(
     window: int,
     eps: float,
 ) -> Tensor:
-    from .triton import launch_forward
-    from .triton.launch import Source, Weights
+    from .triton import transform
+    from .triton.source import Source
 
     weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     with _running_on(x):
-        return launch_forward.transform(Source.of_clips(x, start, ratio), strength, weights, window, eps)
+        return transform.forward(Source.of_clips(x, start, ratio), strength, weights, window, eps)
 
 
 @windowed_tonality.register_fake
@@ -202,11 +204,11 @@ def windowed_tonality_backward(
     eps: float,
     needs: list[bool],
 ) -> list[Tensor]:
-    from .triton import launch_backward
+    from .triton import transform
 
     weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     with _running_on(x):
-        grads = launch_backward.windowed_tonality_backward(
+        grads = transform.windowed_tonality_backward(
             grad_out, x, start, ratio, strength, *weights, window, eps, tuple(needs)
         )
     return _returned(grads)

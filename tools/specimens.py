@@ -86,9 +86,9 @@ def _describe(value: Any) -> str:
 
 def _calls(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Each public function's forward and whole backward, on tensors that take no memory."""
-    from adaptive_window.kernels.triton import launch_backward as backward
-    from adaptive_window.kernels.triton import launch_forward as forward
-    from adaptive_window.kernels.triton.launch import Source, Weights
+    from adaptive_window.kernels.triton import resample, transform
+    from adaptive_window.kernels.triton.source import Source
+    from adaptive_window.kernels.weights import Weights
 
     def empty(*sizes: int) -> torch.Tensor:
         return torch.empty(sizes, dtype=dtype, device="meta")
@@ -100,20 +100,20 @@ def _calls(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     windowed, blend = Source.of_clips(x, start, ratio), Source.of_windows(y)
 
     def resample_backward() -> None:
-        forward.resample_dx_of(grad, x, start, ratio)
-        forward.resample_place_gradient(grad, x, start, ratio)
+        resample.resample_dx_of(grad, x, start, ratio)
+        resample.resample_place_gradient(grad, x, start, ratio)
 
     everything = (True,) * 10
     return {
-        "windowed_tonality forward": lambda: forward.transform(windowed, strength, weights, w, EPS),
-        "windowed_tonality backward": lambda: backward.windowed_tonality_backward(
+        "windowed_tonality forward": lambda: transform.forward(windowed, strength, weights, w, EPS),
+        "windowed_tonality backward": lambda: transform.windowed_tonality_backward(
             grad, x, start, ratio, strength, *weights, w, EPS, everything
         ),
-        "tonality_blend forward": lambda: forward.transform(blend, strength, weights, w, EPS),
-        "tonality_blend backward": lambda: backward.tonality_blend_backward(
+        "tonality_blend forward": lambda: transform.forward(blend, strength, weights, w, EPS),
+        "tonality_blend backward": lambda: transform.tonality_blend_backward(
             grad, y, strength, *weights, EPS, everything[:8]
         ),
-        "resample_windows forward": lambda: forward.resample(x, start, ratio, w),
+        "resample_windows forward": lambda: resample.resample(x, start, ratio, w),
         "resample_windows backward": resample_backward,
     }
 

@@ -1,4 +1,4 @@
-"""What every host function of the kernels shares: how a kernel is called, what on, and with which prepared weights.
+"""What every stage shares: how a kernel is called, and what on.
 
 Nothing here waits for the device.
 
@@ -12,17 +12,13 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import compute_dtype
-from .configurations import PRECISIONS, Configuration, Target, configuration
-from .tonality import prepare_weights
+from .configurations import PRECISIONS, Configuration, Target
 
 TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 FUSED_CHANNELS = 128  # beyond, a tile of all channels no longer fits the registers of one program
@@ -125,112 +121,3 @@ def precision_of(dtype: torch.dtype, target: Target) -> str:
     if dtype == torch.float32 and convolutions.fp32_precision != "tf32":
         return "bf16x3"
     return known[0]
-
-
-class Weights(NamedTuple):
-    """The six weights of the transform, or something of each, in argument order."""
-
-    depthwise_weight: Tensor  # [C, 1, K]
-    depthwise_bias: Tensor  # [C]
-    pointwise_weight: Tensor  # [C, C, 1]
-    pointwise_bias: Tensor  # [C]
-    norm_weight: Tensor  # [C]
-    norm_bias: Tensor  # [C]
-
-
-class Source(NamedTuple):
-    """What the windows are made of: x [B, C, T] with start and ratio, or y [B, P, C, W] itself."""
-
-    tensor: Tensor
-    start: Tensor  # [B, P], contiguous
-    ratio: Tensor
-    resample: bool
-
-    @classmethod
-    def of_clips(cls, x: Tensor, start: Tensor, ratio: Tensor) -> Source:
-        return cls(x, start.contiguous(), ratio.contiguous(), True)
-
-    @classmethod
-    def of_windows(cls, y: Tensor) -> Source:
-        return cls(y, y, y, False)
-
-    def arguments(self, pairs: int) -> dict[str, Any]:
-        """Arguments of the kernels that read windows."""
-        stride = self.tensor.stride()
-        single = self.tensor.shape[-1] == 1  # both neighbours of a single frame are itself
-        return {
-            "source_ptr": self.tensor,
-            "start_ptr": self.start,
-            "ratio_ptr": self.ratio,
-            "T": self.tensor.shape[-1],
-            "P": pairs,
-            "stride_b": stride[0],
-            "stride_p": stride[1],
-            "STRIDE_C": stride[-2],
-            "STRIDE_T": 0 if single else stride[-1],
-            "RESAMPLE": self.resample,
-        }
-
-
-class Split(NamedTuple):
-    """An operand of the pointwise products: hi + lo for "bf16x3", else hi alone (and lo is hi)."""
-
-    hi: Tensor
-    lo: Tensor
-
-    @classmethod
-    def empty(cls, shape: torch.Size, like: Tensor, precision: str) -> Split:
-        """Room for an operand, in the dtype of `like`."""
-        hi = torch.empty(shape, dtype=like.dtype, device=like.device)
-        return cls(hi, torch.empty_like(hi) if precision == "bf16x3" else hi)
-
-
-class Prepared(NamedTuple):
-    """The weights in the compute dtype, padded to a whole number of channel blocks, the pointwise one centred."""
-
-    depthwise: Tensor  # [K, PADDED]
-    pointwise: Split  # [PADDED, PADDED] (out, in)
-    bias: Tensor  # [PADDED], centred, the depthwise bias folded in
-    norm: Tensor  # [PADDED]
-    norm_bias: Tensor  # [PADDED]
-
-
-def prepare(weights: Weights, target: Target, precision: str) -> Prepared:
-    """One launch; for more than 128 channels a few PyTorch calls, which are then small beside the rest."""
-    channels, _, taps = weights.depthwise_weight.shape
-    compute = compute_dtype(weights.norm_weight.dtype)
-    operand = torch.bfloat16 if precision.startswith("bf16") else compute
-    if channels > FUSED_CHANNELS:
-        return _prepare_wide(weights, compute, operand)
-    padded = 64 if channels <= 64 else 128
-    device = weights.norm_weight.device
-    depthwise = torch.empty(taps, padded, dtype=compute, device=device)
-    hi = torch.empty(padded, padded, dtype=operand, device=device)
-    lo = torch.empty_like(hi) if precision == "bf16x3" else hi
-    vectors = torch.empty(3, padded, dtype=compute, device=device)
-    config = configuration("prepare_weights", target, precision, channels)
-    arguments: dict[str, Any] = {
-        f"{name}_ptr": weight.contiguous() for name, weight in zip(Weights._fields, weights, strict=True)
-    }
-    arguments |= {"depthwise_ptr": depthwise, "hi_ptr": hi, "lo_ptr": lo, "vectors_ptr": vectors}
-    arguments |= {"C": channels, "K": taps, "PADDED": padded, "PRECISION": precision, "COMPUTE": TRITON_TYPE[compute]}
-    programs = padded // config.constants["BLOCK"] + 1
-    launch(prepare_weights, (programs,), config, arguments, outputs=padded * config.constants["BLOCK"])
-    return Prepared(depthwise, Split(hi, lo), *vectors)
-
-
-def _prepare_wide(weights: Weights, compute: torch.dtype, operand: torch.dtype) -> Prepared:
-    depthwise, depthwise_bias, pointwise, pointwise_bias, norm, norm_bias = (w.to(compute) for w in weights)
-    channels = norm.shape[0]
-    grow = (0, triton.cdiv(channels, 64) * 64 - channels)
-    weight = pointwise[..., 0]
-    bias = pointwise_bias + (weight * depthwise_bias).sum(1)
-    weight = F.pad(weight - weight.mean(0), grow + grow)
-    hi = weight.to(operand)
-    return Prepared(
-        F.pad(depthwise[:, 0].T, grow).contiguous(),
-        Split(hi, (weight - hi).to(operand)),
-        F.pad(bias - bias.mean(), grow),
-        F.pad(norm, grow),
-        F.pad(norm_bias, grow),
-    )

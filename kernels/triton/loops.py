@@ -5,7 +5,7 @@ from typing import Any
 
 import triton.language as tl
 
-from ..backend import INTERPRETED
+from ..backends import INTERPRETED
 
 
 def _interpreted_range(start: Any, stop: Any, step: Any = 1, num_stages: int = 1) -> Iterator[Any]:

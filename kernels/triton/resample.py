@@ -12,9 +12,15 @@ i: at most two touch one sample for ratio ≥ 1, ⌈2/ratio⌉ for less. Frames 
 touch the same one or two samples, with the same weights: their gradients are summed first, then added once.
 """
 
+import math
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from ..reference import compute_dtype
+from .configurations import configuration
 from .interpolation import (
     channel_offsets,
     frame_offsets,
@@ -25,6 +31,7 @@ from .interpolation import (
     two_parts,
     walk,
 )
+from .launch import TRITON_TYPE, launch, target_of
 from .loops import runtime_range
 
 
@@ -237,3 +244,107 @@ def resample_dx(
         mask = mask & (c < C)[None, :]
     out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * (T // T_STEP * T_STEP) + i[:, None]
     tl.store(out_ptr, acc.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+def resample(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
+    """y [B, P, C, W]."""
+    batch, channels, frames = x.shape
+    pairs = start.shape[1]
+    out = torch.empty(batch, pairs, channels, window, dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    target, compute = target_of(x.device), compute_dtype(x.dtype)
+    config = configuration("resample_forward", target, "fp64" if compute == torch.float64 else "", channels, window)
+    block_t, block_c = config.constants["BLOCK_T"], config.constants["BLOCK_C"]
+    arguments = {
+        "x_ptr": x,
+        "start_ptr": start.contiguous(),
+        "ratio_ptr": ratio.contiguous(),
+        "out_ptr": out,
+        "T": frames,
+        "P": pairs,
+        "stride_xb": x.stride(0),
+        "W": window,
+        "C": channels,
+        "STRIDE_XC": x.stride(1),
+        "STRIDE_XT": 0 if frames == 1 else x.stride(2),
+        "COMPUTE": TRITON_TYPE[compute],
+    }
+    programs = batch * pairs * triton.cdiv(window, block_t) * triton.cdiv(channels, block_c)
+    launch(resample_forward, (programs,), config, arguments, outputs=block_t * block_c)
+    return out
+
+
+def resample_dx_of(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
+    """dx [B, C, T], contiguous, from the gradient [B, P, C, W] of resampled windows (any strides, any dtype)."""
+    batch, channels, frames = x.shape
+    pairs, window = grad.shape[1], grad.shape[3]
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if grad.numel() == 0:
+        return dx.zero_()
+    target, compute = target_of(x.device), compute_dtype(x.dtype)
+    precision = "fp64" if compute == torch.float64 else "16 bits" if grad.dtype.itemsize == 2 else ""
+    config = configuration("resample_dx", target, precision, channels, window, frames)
+    block_x, block_c = config.constants["BLOCK_X"], config.constants["BLOCK_C"]
+    arguments = {
+        "grad_ptr": grad,
+        "start_ptr": start.contiguous(),
+        "ratio_ptr": ratio.contiguous(),
+        "dx_ptr": dx,
+        "T": frames,
+        "P": pairs,
+        "stride_gb": grad.stride(0),
+        "stride_gp": grad.stride(1),
+        "W": window,
+        "C": channels,
+        "STRIDE_GC": grad.stride(2),
+        "STRIDE_GW": grad.stride(3),
+        "T_STEP": math.gcd(frames, 4),
+        "COMPUTE": TRITON_TYPE[compute],
+    }
+    programs = batch * triton.cdiv(frames, block_x) * triton.cdiv(channels, block_c)
+    launch(resample_dx, (programs,), config, arguments, outputs=block_x * block_c)
+    return dx
+
+
+def resample_place_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
+    """[2, B, P, tiles]: the gradients of start and ratio, to be summed over tiles, in the compute dtype."""
+    batch, channels, frames = x.shape
+    pairs, window = grad.shape[1], grad.shape[3]
+    target, compute = target_of(x.device), compute_dtype(x.dtype)
+    if grad.numel() == 0:
+        return torch.zeros(2, batch, pairs, 1, dtype=compute, device=x.device)
+    config = configuration(
+        "resample_position_gradient", target, "fp64" if compute == torch.float64 else "", channels, window
+    )
+    block_t = config.constants["BLOCK_T"]
+    tiles = triton.cdiv(window, block_t)
+    partial = torch.empty(2, batch, pairs, tiles, dtype=compute, device=x.device)
+    arguments = {
+        "grad_ptr": grad,
+        "x_ptr": x,
+        "start_ptr": start.contiguous(),
+        "ratio_ptr": ratio.contiguous(),
+        "partial_ptr": partial,
+        "T": frames,
+        "P": pairs,
+        "stride_xb": x.stride(0),
+        "stride_gb": grad.stride(0),
+        "stride_gp": grad.stride(1),
+        "W": window,
+        "C": channels,
+        "STRIDE_XC": x.stride(1),
+        "STRIDE_XT": 0 if frames == 1 else x.stride(2),
+        "STRIDE_GC": grad.stride(2),
+        "STRIDE_GW": grad.stride(3),
+        "COMPUTE": TRITON_TYPE[compute],
+    }
+    launch(
+        resample_position_gradient,
+        (batch * pairs * tiles,),
+        config,
+        arguments,
+        outputs=block_t * config.constants["BLOCK_C"],
+        looped=True,
+    )
+    return partial

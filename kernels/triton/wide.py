@@ -1,16 +1,19 @@
 """More channels than the registers of one program hold: the steps of the fused kernels apart, in blocks of channels.
 
 u, du and dz then pass through memory, and are read once per block of outputs. Products take their operands as
-`tonality.split` leaves them, so that PyTorch's switch for convolutions decides their precision here as elsewhere.
+`operands.split` leaves them, so that PyTorch's switch for convolutions decides their precision here as elsewhere.
 """
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .call import Call, Normed
 from .interpolation import channel_offsets
+from .launch import launch
 from .loops import runtime_range
-from .pointwise_backward import load_split
-from .tonality import multiply, split
+from .operands import Split, load_split, multiply, split
+from .source import place_frames, read_frames
 
 
 @triton.jit
@@ -148,3 +151,159 @@ def wide_norm_backward(
             tl.store(du_lo_ptr + offs, du_lo, mask=mask)
         tl.store(dbias_ptr + row + c, tl.sum(du, 0), mask=c < C)
         tl.store(dnorm_ptr + row + c, tl.sum(g * u * scale[:, None], 0), mask=c < C)
+
+
+@triton.jit
+def norm_blend(
+    source_ptr,  # as above
+    start_ptr,
+    ratio_ptr,
+    strength_ptr,
+    u_ptr,  # [B, P, C, W], centred, in COMPUTE
+    norm_weight_ptr,  # [PADDED]
+    norm_bias_ptr,
+    out_ptr,  # [B, P, C, W]
+    T,
+    stride_b,
+    stride_p,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    EPS: tl.constexpr,
+    STRIDE_C: tl.constexpr,
+    STRIDE_T: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """LayerNorm and blend for any number of channels, u being given. One program per window and BLOCK_T frames."""
+    TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
+    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
+    pair = tl.program_id(0) // TILES_PER_WINDOW
+    t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * BLOCK_T
+    t = t0 + tl.arange(0, BLOCK_T)
+    inside = t < W
+    strength = tl.load(strength_ptr + pair).to(COMPUTE)
+    tile_ptr, i, w0, w1 = place_frames(
+        source_ptr, start_ptr, ratio_ptr, pair, t0, t, T, stride_b, stride_p, P, W, STRIDE_T, RESAMPLE, BLOCK_T, COMPUTE
+    )
+    u_tile_ptr = u_ptr + pair.to(tl.int64) * (C * W)
+    out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
+    squares = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
+    for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
+        c = chunk + tl.arange(0, BLOCK_C)
+        offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
+        u = tl.load(u_tile_ptr + offsets, mask=inside[:, None] & (c < C)[None, :], other=0.0)
+        squares += u * u
+    scale = strength * tl.rsqrt(tl.sum(squares, 1) / C + EPS)
+    for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
+        c = chunk + tl.arange(0, BLOCK_C)
+        mask = inside[:, None] & (c < C)[None, :]
+        offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
+        u = tl.load(u_tile_ptr + offsets, mask=mask, other=0.0)
+        y = read_frames(tile_ptr, c, i, w0, w1, inside, C, SPAN, STRIDE_C, STRIDE_T, RESAMPLE)
+        gamma = tl.load(norm_weight_ptr + c)[None, :]
+        beta = tl.load(norm_bias_ptr + c)[None, :]
+        out = (1 - strength) * y + (u * scale[:, None]) * gamma + strength * beta
+        tl.store(out_tile_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def product(call: Call, a: Split, *, transposed: bool = False) -> Tensor:
+    """Â·a + â `[B, P, C, W]` in the compute dtype; `transposed`: Âᵀ·a."""
+    batch, pairs, channels, window = call.shape
+    out = call.scratch(*call.shape)
+    config = call.configuration("wide_product")
+    block_t, block_c = config.constants["BLOCK_T"], config.constants["BLOCK_C"]
+    arguments = {
+        "a_ptr": a.hi,
+        "a_lo_ptr": a.lo,
+        "weight_ptr": call.prepared.pointwise.hi,
+        "weight_lo_ptr": call.prepared.pointwise.lo,
+        "bias_ptr": call.prepared.bias,
+        "out_ptr": out,
+        "TRANSPOSED": transposed,
+        "BIASED": not transposed,
+        "PADDED": call.padded,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    grid = (batch * pairs * triton.cdiv(window, block_t), triton.cdiv(channels, block_c))
+    launch(wide_product, grid, config, arguments, outputs=block_t * block_c)
+    return out
+
+
+def blend(call: Call, u: Tensor, out: Tensor) -> None:
+    """LayerNorm of u and blend, into out."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("norm_blend")
+    block_t = config.constants["BLOCK_T"]
+    arguments = {
+        **call.source.arguments(pairs),
+        "strength_ptr": call.strength,
+        "u_ptr": u,
+        "norm_weight_ptr": call.prepared.norm,
+        "norm_bias_ptr": call.prepared.norm_bias,
+        "out_ptr": out,
+        "EPS": call.eps,
+        **call.sizes(),
+    }
+    programs = batch * pairs * triton.cdiv(window, block_t)
+    launch(norm_blend, (programs,), config, arguments, outputs=block_t * channels)
+
+
+def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bool, norm: bool, heard: bool) -> Normed:
+    """As `pointwise.norm_gradients`; all of them, whoever asks."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("wide_norm_backward")
+    block_t = config.constants["BLOCK_T"]
+    tiles = batch * pairs * triton.cdiv(window, block_t)
+    u = product(call, z)
+    written, frames = call.operand(), call.scratch(batch, pairs, window)
+    dbias, dnorm = call.scratch(tiles, channels), call.scratch(tiles, channels)
+    arguments = {
+        "u_ptr": u,
+        "strength_ptr": call.strength,
+        "norm_weight_ptr": call.prepared.norm,
+        "grad_ptr": grad_out,
+        "du_ptr": written.hi,
+        "du_lo_ptr": written.lo,
+        "heard_ptr": frames,
+        "dbias_ptr": dbias,
+        "dnorm_ptr": dnorm,
+        "EPS": call.eps,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    launch(wide_norm_backward, (tiles,), config, arguments, outputs=block_t * channels)
+    return Normed(written, frames, dbias.sum(0, keepdim=True), dnorm.sum(0, keepdim=True))
+
+
+def product_gradients(
+    call: Call, z: Split, du: Split, *, dz: bool, weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `pointwise.product_gradients`."""
+    return product(call, du, transposed=True) if dz else None, weight_gradient(call, du, z) if weight else None
+
+
+def weight_gradient(call: Call, du: Split, z: Split) -> Tensor:
+    """dÂ = Σ du·zᵀ over the frames of all windows, `[C, C]`."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("wide_weight")
+    block_t, block_c = config.constants["BLOCK_T"], config.constants["BLOCK_C"]
+    tiles = batch * pairs * triton.cdiv(window, block_t)
+    blocks = triton.cdiv(channels, block_c)
+    shares = min(tiles, max(1, call.target.processors * config.per_processor // blocks**2))
+    partial = call.scratch(shares, channels, channels)
+    arguments = {
+        "du_ptr": du.hi,
+        "du_lo_ptr": du.lo,
+        "z_ptr": z.hi,
+        "z_lo_ptr": z.lo,
+        "partial_ptr": partial,
+        "tiles": tiles,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    launch(wide_weight, (shares, blocks, blocks), config, arguments, outputs=block_t * block_c, looped=True)
+    return partial.sum(0)

@@ -9,7 +9,7 @@ from reference_cases import column, tonality_weights
 from torch import Tensor
 
 from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
-from adaptive_window.kernels.backend import TRITON_INSTALLED
+from adaptive_window.kernels.backends import TRITON_INSTALLED
 
 
 class TestAutocast:

@@ -12,7 +12,7 @@ from window_cases import EPS, GEOMETRY, NAMES, arguments
 from adaptive_window.kernels import reference
 
 pytest.importorskip("triton")
-from adaptive_window.kernels.triton import launch_backward  # needs triton
+from adaptive_window.kernels.triton import transform  # needs triton
 from adaptive_window.kernels.triton.configurations import Target
 from adaptive_window.kernels.triton.launch import record_launches, use_target
 
@@ -31,7 +31,7 @@ def setup(
 
 
 def backward(values: list[Tensor], grad_out: Tensor, needs: tuple[bool, ...] = EVERYTHING) -> Grads:
-    return launch_backward.windowed_tonality_backward(grad_out, *values, grad_out.shape[3], EPS, needs)
+    return transform.windowed_tonality_backward(grad_out, *values, grad_out.shape[3], EPS, needs)
 
 
 def needs_of(*names: str) -> tuple[bool, ...]:
@@ -157,7 +157,7 @@ def test_nothing_unsafe(case: str) -> None:
     grad_out = torch.randn(2, 3, channels, window, dtype=torch.float64)
     with Sanitizer() as sanitizer:
         backward(values, grad_out)
-        launch_backward.tonality_blend_backward(grad_out, grad_out, *values[3:], EPS, EVERYTHING[:8])
+        transform.tonality_blend_backward(grad_out, grad_out, *values[3:], EPS, EVERYTHING[:8])
     assert sanitizer.accesses > 100
 
 

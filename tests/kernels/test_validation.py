@@ -177,7 +177,7 @@ class TestBackend:
     def test_named_backend_never_falls_back(
         self, function: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("adaptive_window.kernels.backend.INTERPRETED", False)
+        monkeypatch.setattr("adaptive_window.kernels.backends.INTERPRETED", False)
         arguments = good(function) | {"backend": "triton"}
         with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: .*CUDA device.*TRITON_INTERPRET=1"):
             function(**arguments)

@@ -16,9 +16,11 @@ from window_cases import EPS, GEOMETRY, arguments
 from adaptive_window.kernels import reference, resample_windows, tonality_blend, windowed_tonality
 
 pytest.importorskip("triton")
-from adaptive_window.kernels.triton import launch, launch_backward, launch_forward
+from adaptive_window.kernels.triton import transform
 from adaptive_window.kernels.triton.configurations import Target
 from adaptive_window.kernels.triton.launch import precision_of, record_launches, use_target
+from adaptive_window.kernels.triton.source import Source
+from adaptive_window.kernels.weights import Weights
 
 
 def triton(*values: Tensor, window: int) -> Tensor:
@@ -166,10 +168,10 @@ class TestPrecisions:
             torch.set_float32_matmul_precision(matmul_before)
 
     def plan_wide(self, values: list[Tensor], grad_out: Tensor, allowed: bool) -> None:
-        weights = launch.Weights(*values[4:])
+        weights = Weights(*values[4:])
         with use_target(Target(90, 132)), record_launches() as launches:
-            launch_forward.transform(launch.Source.of_clips(*values[:3]), values[3], weights, 40, EPS)
-            launch_backward.windowed_tonality_backward(grad_out, *values, 40, EPS, (True,) * 10)
+            transform.forward(Source.of_clips(*values[:3]), values[3], weights, 40, EPS)
+            transform.windowed_tonality_backward(grad_out, *values, 40, EPS, (True,) * 10)
         products = [one for one in launches if one.name in ("wide_product", "wide_weight")]
         assert [one.name for one in products] == ["wide_product", "wide_product", "wide_product", "wide_weight"]
         assert {one.arguments["PRECISION"] for one in products} == {"tf32" if allowed else "bf16x3"}

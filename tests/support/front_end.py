@@ -20,9 +20,11 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import mangle_type
 from window_cases import EPS, NAMES
 
-from adaptive_window.kernels.triton import launch_backward, launch_forward
+from adaptive_window.kernels.triton import resample, transform
 from adaptive_window.kernels.triton.configurations import Target
-from adaptive_window.kernels.triton.launch import Launch, Source, Weights, record_launches, use_target
+from adaptive_window.kernels.triton.launch import Launch, record_launches, use_target
+from adaptive_window.kernels.triton.source import Source
+from adaptive_window.kernels.weights import Weights
 
 SIZES = {  # B, P, C, T, W, K
     "nominal": (32, 3, 128, 1200, 800, 7),
@@ -44,13 +46,13 @@ def calls(size: str, precision: str) -> Iterator[Launch]:
     x, y, places = empty(b, c, frames), empty(b, p, c, w), empty(b, p)
     weights = Weights(empty(c, 1, k), empty(c), empty(c, c, 1), empty(c), empty(c), empty(c))
     with use_target(Target(90, 132, precision)), record_launches() as launches:
-        launch_forward.resample(x, places, places, w)
-        launch_forward.resample_place_gradient(y, x, places, places)
+        resample.resample(x, places, places, w)
+        resample.resample_place_gradient(y, x, places, places)
         for source in (Source.of_clips(x, places, places), Source.of_windows(y)):
-            launch_forward.transform(source, places, weights, w, EPS)
+            transform.forward(source, places, weights, w, EPS)
         for needs in SUBSETS if precision == "tf32" else SUBSETS[-1:]:
-            launch_backward.windowed_tonality_backward(y, x, places, places, places, *weights, w, EPS, needs)
-            launch_backward.tonality_blend_backward(y, y, places, *weights, EPS, (needs[0], *needs[3:]))
+            transform.windowed_tonality_backward(y, x, places, places, places, *weights, w, EPS, needs)
+            transform.tonality_blend_backward(y, y, places, *weights, EPS, (needs[0], *needs[3:]))
     yield from launches
 
 

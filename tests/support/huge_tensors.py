@@ -13,9 +13,11 @@ import torch
 from sanitizer import Sanitizer
 from torch import Tensor
 
-from adaptive_window.kernels.triton import launch_backward, launch_forward
+from adaptive_window.kernels.triton import resample, transform
 from adaptive_window.kernels.triton.configurations import Target
-from adaptive_window.kernels.triton.launch import Launch, Source, Weights, record_launches, use_target
+from adaptive_window.kernels.triton.launch import Launch, record_launches, use_target
+from adaptive_window.kernels.triton.source import Source
+from adaptive_window.kernels.weights import Weights
 
 TAPS, EPS = 3, 1e-5
 
@@ -73,13 +75,13 @@ def launches(huge: Huge, dtype: torch.dtype) -> list[Launch]:
     everything = (True,) * 10
     as_many_programs_as_tiles = Target(0, 1 << 30)
     with use_target(as_many_programs_as_tiles), record_launches() as recorded:
-        launch_forward.resample(x, places, places, w)
-        launch_forward.resample_dx_of(grad, x, places, places)
-        launch_forward.resample_place_gradient(grad, x, places, places)
+        resample.resample(x, places, places, w)
+        resample.resample_dx_of(grad, x, places, places)
+        resample.resample_place_gradient(grad, x, places, places)
         for source in (Source.of_clips(x, places, places), Source.of_windows(y)):
-            launch_forward.transform(source, places, weights, w, EPS)
-        launch_backward.windowed_tonality_backward(grad, x, places, places, places, *weights, w, EPS, everything)
-        launch_backward.tonality_blend_backward(grad, y, places, *weights, EPS, everything[:8])
+            transform.forward(source, places, weights, w, EPS)
+        transform.windowed_tonality_backward(grad, x, places, places, places, *weights, w, EPS, everything)
+        transform.tonality_blend_backward(grad, y, places, *weights, EPS, everything[:8])
     return [launch for launch in recorded if launch.name not in huge.without]
 
 

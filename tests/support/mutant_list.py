@@ -6,15 +6,17 @@ from mutants import Mutant
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 INTERPOLATION = "triton/interpolation.py"
-TONALITY = "triton/tonality.py"
+DEPTHWISE = "triton/depthwise.py"
+OPERANDS = "triton/operands.py"
+PREPARE = "triton/prepare.py"
+SOURCE = "triton/source.py"
 RESAMPLE = "triton/resample.py"
-FORWARD = "triton/windowed_tonality_forward.py"
-BACKWARD = "triton/windowed_tonality_backward.py"
-POINTWISE = "triton/pointwise_backward.py"
-SUMS = "triton/backward_sums.py"
+FUSED = "triton/fused.py"
+WINDOWS = "triton/windows.py"
+POINTWISE = "triton/pointwise.py"
+FINISH = "triton/finish.py"
 WIDE = "triton/wide.py"
-LAUNCH = "triton/launch.py"
-LAUNCH_FORWARD = "triton/launch_forward.py"
+CALL = "triton/call.py"
 
 
 def _maximum_drops_nan() -> bool:
@@ -106,68 +108,67 @@ _POSITIONS = [
 ]
 
 _TONALITY = [
-    Mutant("convolution reversed", TONALITY, "row = (j + (k - K // 2))", "row = (j - (k - K // 2))"),
+    Mutant("convolution reversed", DEPTHWISE, "row = (j + (k - K // 2))", "row = (j - (k - K // 2))"),
     Mutant(
         "one tap short",
-        TONALITY,
+        DEPTHWISE,
         "for k in tl.static_range(K):\n        if k != K // 2",
         "for k in tl.static_range(K - 1):\n        if k != K // 2",
     ),
     Mutant(
-        "weight not centred", TONALITY, "(tl.sum(a, 0) / C)[None, :], 0.0)", "(tl.sum(a, 0) / PADDED)[None, :], 0.0)"
+        "weight not centred", PREPARE, "(tl.sum(a, 0) / C)[None, :], 0.0)", "(tl.sum(a, 0) / PADDED)[None, :], 0.0)"
     ),
-    Mutant("depthwise bias not folded in", TONALITY, " + tl.sum(whole * d[None, :], 1)", ""),
-    Mutant("three products: one dropped", TONALITY, "        acc = tl.dot(a_lo, b_hi, acc)\n", ""),
+    Mutant("depthwise bias not folded in", PREPARE, " + tl.sum(whole * d[None, :], 1)", ""),
+    Mutant("three products: one dropped", OPERANDS, "        acc = tl.dot(a_lo, b_hi, acc)\n", ""),
 ]
 
 _FORWARD = [
-    Mutant("tiles do not overlap", FORWARD, ") * OWN - HALO", ") * BLOCK_T - HALO"),
-    Mutant("first own frame left out", FORWARD, "own = (j >= HALO) &", "own = (j > HALO) &"),
+    Mutant("tiles do not overlap", FUSED, ") * OWN - HALO", ") * BLOCK_T - HALO"),
+    Mutant("first own frame left out", FUSED, "own = (j >= HALO) &", "own = (j > HALO) &"),
     Mutant(
         "halo stored as well",
-        FORWARD,
+        FUSED,
         "own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W)",
         "own = (j >= HALO) & (t < W)",
     ),
     Mutant(
         "stored beyond the window",
-        FORWARD,
+        FUSED,
         "own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W)",
         "own = (j >= HALO) & (j < BLOCK_T - HALO) & (t <= W)",
     ),
-    Mutant("variance over padded channels", FORWARD, "tl.sum(u * u, 1) / C + EPS", "tl.sum(u * u, 1) / PADDED + EPS"),
-    Mutant("eps left out", FORWARD, "tl.sum(u * u, 1) / C + EPS", "tl.sum(u * u, 1) / C"),
-    Mutant("blend keeps all of y", FORWARD, "out = (1 - strength) * ys[n]", "out = ys[n]"),
+    Mutant("variance over padded channels", FUSED, "tl.sum(u * u, 1) / C + EPS", "tl.sum(u * u, 1) / PADDED + EPS"),
+    Mutant("eps left out", FUSED, "tl.sum(u * u, 1) / C + EPS", "tl.sum(u * u, 1) / C"),
+    Mutant("blend keeps all of y", FUSED, "out = (1 - strength) * ys[n]", "out = ys[n]"),
     Mutant(
-        "blend: bias unscaled", FORWARD, "gamma + strength * beta\n            mask", "gamma + beta\n            mask"
+        "blend: bias unscaled", FUSED, "gamma + strength * beta\n            mask", "gamma + beta\n            mask"
     ),
     Mutant(
         "window offsets in 32 bits",
-        FORWARD,
+        FUSED,
         "out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)",
         "out_tile_ptr = out_ptr + pair * (C * W)",
-        count=2,
     ),
-    Mutant("clip offsets in 32 bits", FORWARD, "source_ptr + b.to(tl.int64) * stride_b", "source_ptr + b * stride_b"),
+    Mutant("clip offsets in 32 bits", SOURCE, "source_ptr + b.to(tl.int64) * stride_b", "source_ptr + b * stride_b"),
     Mutant(
         "every program takes every tile",
-        FORWARD,
+        FUSED,
         "tl.program_id(0), tiles, tl.num_programs(0)",
         "tl.program_id(0), tiles, 1",
     ),
     Mutant(
         "windows read beyond their end",
-        FORWARD,
+        SOURCE,
         "return tl.load(frame_ptr, mask=inside[:, None], other=0.0)",
         "return tl.load(frame_ptr)",
     ),
     Mutant(
         "interpolation in 16 bits",
-        FORWARD,
+        SOURCE,
         "return tl.load(frame_ptr).to(w0.dtype) * w0[:, None]",
         "return (tl.load(frame_ptr) * w0.to(source_ptr.dtype.element_ty)[:, None]).to(w0.dtype)",
     ),
-    Mutant("wide: second chunk's squares forgotten", FORWARD, "squares += u * u", "squares = u * u"),
+    Mutant("wide: second chunk's squares forgotten", WIDE, "squares += u * u", "squares = u * u"),
 ]
 
 _RESAMPLE = [
@@ -220,30 +221,30 @@ _RESAMPLE = [
 ]
 
 _BACKWARD = [
-    Mutant("dy: blend forgotten", BACKWARD, "dy = (1 - strength) * g", "dy = g"),
-    Mutant("dy: convolution not transposed", BACKWARD, "row = (j + (K // 2 - k))", "row = (j + (k - K // 2))"),
+    Mutant("dy: blend forgotten", WINDOWS, "dy = (1 - strength) * g", "dy = g"),
+    Mutant("dy: convolution not transposed", WINDOWS, "row = (j + (K // 2 - k))", "row = (j + (k - K // 2))"),
     Mutant(
         "dz of the halo missing",
-        BACKWARD,
+        WINDOWS,
         "dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0)",
         "dz = tl.load(dz_ptr + offsets, mask=mask, other=0.0)",
     ),
     Mutant(
         "gradient of the halo counted",
-        BACKWARD,
+        WINDOWS,
         "g = tl.load(grad_ptr + offsets, mask=mask, other=0.0)",
         "g = tl.load(grad_ptr + offsets, mask=inside, other=0.0)",
     ),
-    Mutant("chunks write one place", BACKWARD, "tl.num_programs(1) + chunk) * 3", "tl.num_programs(1)) * 3"),
+    Mutant("chunks write one place", WINDOWS, "tl.num_programs(1) + chunk) * 3", "tl.num_programs(1)) * 3"),
     Mutant(
         "slope to start forgotten",
-        BACKWARD,
+        WINDOWS,
         "by_start += by_p * tl.load(along_start_ptr + t, mask=own, other=0.0)[:, None]",
         "by_start += by_p",
     ),
     Mutant(
         "placed behind the window",
-        BACKWARD,
+        WINDOWS,
         "tl.store(index_ptr + offsets, tile[0] + i, mask=t < W)",
         "tl.store(index_ptr + offsets, tile[0] + i, mask=t <= W)",
     ),
@@ -290,30 +291,30 @@ _BACKWARD = [
     Mutant("wide: bias forgotten", WIDE, "acc += tl.load(bias_ptr + row)[:, None]", "acc += 0"),
     Mutant("wide: weight's first tile alone", WIDE, "total = multiply(du", "total += 0 * tile + 0 * multiply(du"),
     Mutant("wide: frames behind the window", WIDE, "inside = (t < W)[None, :]", "inside = (t <= W)[None, :]", count=2),
-    Mutant("strength: β forgotten", SUMS, "strength += beta * tl.load", "strength += 0 * beta * tl.load"),
-    Mutant("dA: centring forgotten", SUMS, "                da -= (tl.sum(da, 0) / C)[None, :]\n", ""),
-    Mutant("dA: depthwise bias forgotten", SUMS, "other=0.0) + dbias[:, None] * d[None, :]", "other=0.0)"),
+    Mutant("strength: β forgotten", FINISH, "strength += beta * tl.load", "strength += 0 * beta * tl.load"),
+    Mutant("dA: centring forgotten", FINISH, "                da -= (tl.sum(da, 0) / C)[None, :]\n", ""),
+    Mutant("dA: depthwise bias forgotten", FINISH, "other=0.0) + dbias[:, None] * d[None, :]", "other=0.0)"),
     Mutant(
         "only the last rows summed",
-        SUMS,
+        FINISH,
         "        total += tl.load(ptr + offsets",
         "        total = tl.load(ptr + offsets",
     ),
 ]
 
 _HOST = [
-    Mutant("one frame: neighbour read", LAUNCH, '"STRIDE_T": 0 if single else', '"STRIDE_T": 1 if single else'),
+    Mutant("one frame: neighbour read", SOURCE, '"STRIDE_T": 0 if single else', '"STRIDE_T": 1 if single else'),
     Mutant(
         "places read as if contiguous",
-        LAUNCH,
+        SOURCE,
         "return cls(x, start.contiguous(), ratio.contiguous(), True)",
         "return cls(x, start, ratio, True)",
     ),
     Mutant(
         "no halo",
-        LAUNCH_FORWARD,
-        "return max(4, triton.cdiv(taps // 2, 4) * 4)",
-        "return 0 * taps",
+        CALL,
+        "return max(4, triton.cdiv(self.taps // 2, 4) * 4)",
+        "return 0 * self.taps",
     ),
 ]
 

@@ -9,63 +9,15 @@ BLOCK_T frames, of which the outer HALO on either side only feed the depthwise c
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .interpolation import channel_offsets, frame_offsets, place_tile, read_window, source_frames
+from .call import Call
+from .depthwise import depthwise
+from .interpolation import channel_offsets
+from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
-from .tonality import depthwise, multiply, split
-
-
-@triton.jit
-def place_frames(
-    source_ptr,
-    start_ptr,
-    ratio_ptr,
-    pair,
-    t0,
-    t,
-    T,
-    stride_b,
-    stride_p,
-    P: tl.constexpr,
-    W: tl.constexpr,
-    STRIDE_T: tl.constexpr,
-    RESAMPLE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """(pointer to the tile's base, i, w0, w1) for the frames t of one window, `pair` counting over [B, P]."""
-    b = pair // P
-    batch_ptr = source_ptr + b.to(tl.int64) * stride_b
-    if RESAMPLE:
-        window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
-        tile = place_tile(window, t0, T, COMPUTE)
-        i, w0, w1 = source_frames(t, window, tile, W, COMPUTE)
-        return batch_ptr + tile[0].to(tl.int64) * STRIDE_T, i, w0, w1
-    else:
-        unused = tl.zeros((BLOCK_T,), COMPUTE)
-        return batch_ptr + (pair - b * P).to(tl.int64) * stride_p, t, unused, unused
-
-
-@triton.jit
-def read_frames(
-    source_ptr,
-    c,
-    i,
-    w0,
-    w1,
-    inside,
-    C: tl.constexpr,
-    SPAN: tl.constexpr,
-    STRIDE_C: tl.constexpr,
-    STRIDE_T: tl.constexpr,
-    RESAMPLE: tl.constexpr,
-):
-    """y [BLOCK_T, channels] of frames i, c < SPAN: interpolated, or as they are (0 outside the window)."""
-    frame_ptr = source_ptr + channel_offsets(c, C, SPAN, STRIDE_C)[None, :] + frame_offsets(i, STRIDE_T)[:, None]
-    if RESAMPLE:
-        return tl.load(frame_ptr).to(w0.dtype) * w0[:, None] + tl.load(frame_ptr + STRIDE_T).to(w0.dtype) * w1[:, None]
-    else:
-        return tl.load(frame_ptr, mask=inside[:, None], other=0.0).to(w0.dtype)
+from .operands import multiply, split
+from .source import place_frames, read_frames
 
 
 @triton.jit
@@ -168,57 +120,35 @@ def windowed_tonality_forward(
             tl.store(out_tile_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def norm_blend(
-    source_ptr,  # as above
-    start_ptr,
-    ratio_ptr,
-    strength_ptr,
-    u_ptr,  # [B, P, C, W], centred, in COMPUTE
-    norm_weight_ptr,  # [PADDED]
-    norm_bias_ptr,
-    out_ptr,  # [B, P, C, W]
-    T,
-    stride_b,
-    stride_p,
-    P: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    EPS: tl.constexpr,
-    STRIDE_C: tl.constexpr,
-    STRIDE_T: tl.constexpr,
-    RESAMPLE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """LayerNorm and blend for any number of channels, u being given. One program per window and BLOCK_T frames."""
-    TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
-    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
-    pair = tl.program_id(0) // TILES_PER_WINDOW
-    t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * BLOCK_T
-    t = t0 + tl.arange(0, BLOCK_T)
-    inside = t < W
-    strength = tl.load(strength_ptr + pair).to(COMPUTE)
-    tile_ptr, i, w0, w1 = place_frames(
-        source_ptr, start_ptr, ratio_ptr, pair, t0, t, T, stride_b, stride_p, P, W, STRIDE_T, RESAMPLE, BLOCK_T, COMPUTE
-    )
-    u_tile_ptr = u_ptr + pair.to(tl.int64) * (C * W)
-    out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
-    squares = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
-    for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
-        c = chunk + tl.arange(0, BLOCK_C)
-        offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
-        u = tl.load(u_tile_ptr + offsets, mask=inside[:, None] & (c < C)[None, :], other=0.0)
-        squares += u * u
-    scale = strength * tl.rsqrt(tl.sum(squares, 1) / C + EPS)
-    for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
-        c = chunk + tl.arange(0, BLOCK_C)
-        mask = inside[:, None] & (c < C)[None, :]
-        offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
-        u = tl.load(u_tile_ptr + offsets, mask=mask, other=0.0)
-        y = read_frames(tile_ptr, c, i, w0, w1, inside, C, SPAN, STRIDE_C, STRIDE_T, RESAMPLE)
-        gamma = tl.load(norm_weight_ptr + c)[None, :]
-        beta = tl.load(norm_bias_ptr + c)[None, :]
-        out = (1 - strength) * y + (u * scale[:, None]) * gamma + strength * beta
-        tl.store(out_tile_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+def fits(call: Call) -> bool:
+    """Whether a tile holds all channels, and frames beside those of the overlap."""
+    block_t = call.configuration("windowed_tonality_forward").constants["BLOCK_T"]
+    return call.shape[2] <= FUSED_CHANNELS and 4 * call.halo <= block_t
+
+
+def windowed_tonality(call: Call, out: Tensor) -> None:
+    """Everything, into out `[B, P, C, W]`."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("windowed_tonality_forward")
+    own = config.constants["BLOCK_T"] - 2 * call.halo
+    tiles = batch * pairs * triton.cdiv(window, own)
+    arguments = {
+        **call.source.arguments(pairs),
+        "strength_ptr": call.strength,
+        "depthwise_ptr": call.prepared.depthwise,
+        "pointwise_hi_ptr": call.prepared.pointwise.hi,
+        "pointwise_lo_ptr": call.prepared.pointwise.lo,
+        "pointwise_bias_ptr": call.prepared.bias,
+        "norm_weight_ptr": call.prepared.norm,
+        "norm_bias_ptr": call.prepared.norm_bias,
+        "out_ptr": out,
+        "tiles": tiles,
+        "EPS": call.eps,
+        "K": call.taps,
+        "PADDED": call.padded,
+        "HALO": call.halo,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    programs = min(tiles, call.target.processors * config.per_processor)
+    launch(windowed_tonality_forward, (programs,), config, arguments, outputs=own * channels, looped=True)

@@ -1,57 +1,14 @@
-"""Backward of the fused op: recomputation of the windows, and everything that acts on each channel by itself.
+"""Backward of what acts on each channel by itself: dz and g to dy, and the sums over a window's frames."""
 
-The forward, for one window and with the channel index left out where all channels do the same:
-
-    y(t) = (1 − f)·x[i] + f·x[i + 1],  p(t) = i + f        resampling, see `interpolation`
-    z(t) = Σ_k d_k·y(t + k − h) + d₀,  h = (K − 1)/2         depthwise, y = 0 outside [0, W)
-    u    = A·z + a                                         pointwise, over channels
-    v    = γ·n + β,  n = (u − mean u)·ρ,  ρ = (var u + eps)^(−1/2)
-    out  = (1 − s)·y + s·v
-
-Centring. LayerNorm does not see the mean over channels, so A and a are replaced by Â = A − (column means) and
-â = (A·d₀ + a) − its mean, applied to z without its bias: u then has mean zero, n = u·ρ, var u = mean u².
-
-Adjoint, with g the gradient of out, top to bottom (· is summed over what the left side lacks):
-
-    ds   = Σ_t,c g·(γ·n + β − y)
-    dγ   = Σ s·g·n,   dβ = Σ s·g
-    e    = s·γ·g                                            gradient of n
-    du   = ρ·(e − n·mean_c(e·n))                            LayerNorm; its third term, −ρ·mean_c e, is constant over
-                                                            channels, and Âᵀ maps constants to zero
-    dz   = Âᵀ·du
-    dÂ   = Σ_t du·zᵀ,   dâ = Σ_t du
-    dd_k = Σ_t dz(t)·y(t + k − h)
-    dy   = (1 − s)·g + Σ_k d_k·dz(t − k + h)
-    dp   = Σ_c dy·(x[i + 1] − x[i])
-    dstart = Σ_t dp·∂p/∂start,   dratio = Σ_t dp·∂p/∂ratio  (`interpolation.position_slopes`)
-    dx[i] = Σ_windows Σ_t max(0, 1 − |p(t) − i|)·dy(t)      (`resample`: gather form, each dx written once)
-
-Back to the weights as they were given, by the chain rule through the centring (C takes the mean off each column):
-dA = C(dÂ + dâ·d₀ᵀ),  da = C(dâ),  dd₀ = Âᵀ·dâ.
-`tests/support/adjoint.py` is this text in PyTorch, and is tested against autograd.
-
-Kernels, in their order; a gradient that nobody needs switches its part, or its kernel, off:
-
-    recompute_windows   x -> z                                    scratch
-    norm_backward       z, g -> du, Σ_c g·γ·n, partial dâ, dγ     scratch      (`pointwise_backward`)
-    product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise_backward`)
-    place_windows       start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every frame, once for all channels
-    window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g
-    finish_windows, finish_weights    partial sums -> gradients                (`backward_sums`)
-    resample_dx         dy -> dx                                               (`resample`)
-
-The same kernels serve `tonality_blend`: it gives y itself (not RESAMPLE), and dy is its result.
-
-Sums over programs are made from partials in a fixed order: no atomics, so every run gives the same bits.
-"""
-
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .call import Call, Windowed
 from .interpolation import channel_offsets, frame_offsets, place_tile, position_slopes, read_window, source_frames
+from .launch import TRITON_TYPE, launch
 from .loops import runtime_range
-from .tonality import depthwise, split
-from .windowed_tonality_forward import place_frames, read_frames
 
 
 @triton.jit
@@ -64,56 +21,6 @@ def fold_rows(q, FOLD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexp
 def fold_channels(q, COLUMNS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
     """[BLOCK_T, COLUMNS]: sums of every COLUMNS-th channel, which one thread holds where COLUMNS warps share a tile."""
     return tl.sum(tl.reshape(q, (BLOCK_T, BLOCK_C // COLUMNS, COLUMNS)), 1)
-
-
-@triton.jit
-def recompute_windows(
-    source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
-    start_ptr,  # [B, P]
-    ratio_ptr,
-    depthwise_ptr,  # [K, PADDED]
-    z_ptr,  # out: [B, P, C, W], its dtype decides the rounding
-    z_lo_ptr,  # out: z − hi, only for "bf16x3"
-    T,
-    stride_b,
-    stride_p,
-    P: tl.constexpr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE_C: tl.constexpr,
-    STRIDE_T: tl.constexpr,
-    RESAMPLE: tl.constexpr,
-    PADDED: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    HALO: tl.constexpr,
-    PRECISION: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """z without its bias. Grid (tiles of BLOCK_T − 2·HALO frames of all windows, chunks of BLOCK_C channels)."""
-    OWN: tl.constexpr = BLOCK_T - 2 * HALO
-    TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
-    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
-    pair = tl.program_id(0) // TILES_PER_WINDOW
-    t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * OWN - HALO
-    j = tl.arange(0, BLOCK_T)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    t = t0 + j
-    inside = (t >= 0) & (t < W)
-    tile_ptr, i, w0, w1 = place_frames(
-        source_ptr, start_ptr, ratio_ptr, pair, t0, t, T, stride_b, stride_p, P, W, STRIDE_T, RESAMPLE, BLOCK_T, COMPUTE
-    )
-    y = read_frames(tile_ptr, c, i, w0, w1, inside, C, SPAN, STRIDE_C, STRIDE_T, RESAMPLE)
-    z = depthwise(y, c, j, depthwise_ptr, K, PADDED, BLOCK_C)
-    own = ((j >= HALO) & (j < BLOCK_T - HALO) & (t < W))[:, None]
-    mask = own & (c < C)[None, :] if C != SPAN else own
-    base = pair.to(tl.int64) * (C * W)
-    offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
-    hi, lo = split(z, PRECISION)
-    tl.store(z_ptr + base + offsets, hi, mask=mask)
-    if PRECISION == "bf16x3":
-        tl.store(z_lo_ptr + base + offsets, lo, mask=mask)
 
 
 @triton.jit
@@ -277,3 +184,84 @@ def window_backward(
     if NEED_TAPS:
         for k in tl.static_range(K):
             tl.store(taps_ptr + (pair.to(tl.int64) * K + k) * C + c, tl.sum(by_tap[k], 0), mask=c < C)
+
+
+def places(call: Call, *, slopes: bool) -> dict[str, Tensor]:
+    """i, f and, if asked for, the slopes of every frame of every window."""
+    batch, pairs, _, window = call.shape
+    config = call.configuration("place_windows")
+    block_t = config.constants["BLOCK_T"]
+    places = {
+        "index_ptr": call.scratch(batch, pairs, window, dtype=torch.int32),
+        "fraction_ptr": call.scratch(batch, pairs, window),
+        "along_start_ptr": call.spare(call.scratch(batch, pairs, window) if slopes else None),
+        "along_ratio_ptr": call.spare(call.scratch(batch, pairs, window) if slopes else None),
+    }
+    arguments = {
+        "start_ptr": call.source.start,
+        "ratio_ptr": call.source.ratio,
+        **places,
+        "T": call.source.tensor.shape[-1],
+        "W": window,
+        "NEED_PLACE": slopes,
+        "COMPUTE": TRITON_TYPE[call.compute],
+    }
+    programs = batch * pairs * triton.cdiv(window, block_t)
+    # each frame is placed for all channels
+    launch(place_windows, (programs,), config, arguments, outputs=block_t * call.shape[2])
+    return places
+
+
+def gradients(
+    call: Call,
+    grad_out: Tensor,
+    dz: Tensor | None,
+    *,
+    dy: torch.dtype | None,
+    place: bool,
+    taps: bool,
+    blend: bool,
+    sums: bool,
+) -> Windowed:
+    """dy in the dtype given, and partial sums for dd, dstart, dratio, dstrength and dβ."""
+    batch, pairs, channels, _ = call.shape
+    width = call.taps
+    config, halo = call.with_overlap("window_backward")
+    own, block_c = config.constants["BLOCK_T"] - 2 * halo, config.constants["BLOCK_C"]
+    chunks = triton.cdiv(channels, block_c)
+    out = Windowed(
+        call.scratch(*call.shape, dtype=dy) if dy else None,
+        call.scratch(batch, pairs, width, channels) if taps else None,
+        call.scratch(batch, pairs, channels) if sums else None,
+        call.scratch(batch, pairs, chunks, 3) if place or blend else None,
+    )
+    placed = dict.fromkeys(("index_ptr", "fraction_ptr", "along_start_ptr", "along_ratio_ptr"), call.strength)
+    if call.source.resample and (place or taps or blend):
+        placed = places(call, slopes=place)
+    source = call.source.arguments(pairs)
+    for name in ("start_ptr", "ratio_ptr", "T"):
+        del source[name]
+    arguments = {
+        **source,
+        **placed,
+        "strength_ptr": call.strength,
+        "depthwise_ptr": call.prepared.depthwise,
+        "grad_ptr": grad_out,
+        "dz_ptr": call.spare(dz),
+        "dy_ptr": call.spare(out.dy),
+        "taps_ptr": call.spare(out.taps),
+        "sums_ptr": call.spare(out.sums),
+        "scalars_ptr": call.spare(out.scalars),
+        "NEED_DY": dy is not None,
+        "NEED_PLACE": place,
+        "NEED_TAPS": taps,
+        "NEED_BLEND": blend,
+        "NEED_SUMS": sums,
+        "K": width,
+        "PADDED": call.padded,
+        "HALO": halo,
+        **call.sizes(),
+    }
+    grid = (batch * pairs, chunks)
+    launch(window_backward, grid, config, arguments, outputs=own * block_c, looped=True)
+    return out

@@ -4,9 +4,16 @@ Two launches instead of some thirty small ones of PyTorch, which together would 
 Sums run over rows in a fixed order.
 """
 
+import math
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from ..weights import Weights
+from .call import Call, Normed, Windowed
+from .launch import TRITON_TYPE, launch
 from .loops import runtime_range
 
 
@@ -151,3 +158,75 @@ def finish_weights(
             tap = sum_rows(taps_ptr + k * C, windows, K * C, c, real, COMPUTE, PADDED, BLOCK_R)
             tap_ptr = depthwise_weight_grad_ptr + c * K + k
             tl.store(tap_ptr, tap.to(depthwise_weight_grad_ptr.dtype.element_ty), mask=real)
+
+
+def empty_gradient(like: Tensor) -> Tensor:
+    """A gradient: contiguous whatever `like` is, as `torch.compile` is told."""
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def window_gradients(
+    call: Call, normed: Normed, windowed: Windowed, *, start: bool, ratio: bool, strength: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of start, ratio and strength."""
+    asked = (start, ratio, strength)
+    like = (call.source.start, call.source.ratio, call.strength)
+    grads = [empty_gradient(v) if need else None for v, need in zip(like, asked, strict=True)]
+    if windowed.scalars is not None:
+        arguments = {
+            "heard_ptr": call.spare(normed.heard),
+            "sums_ptr": call.spare(windowed.sums),
+            "scalars_ptr": windowed.scalars,
+            "norm_bias_ptr": call.prepared.norm_bias,
+            "dstart_ptr": call.spare(grads[0]),
+            "dratio_ptr": call.spare(grads[1]),
+            "dstrength_ptr": call.spare(grads[2]),
+            "CHUNKS": windowed.scalars.shape[2],
+            "NEED_START": start,
+            "NEED_RATIO": ratio,
+            "NEED_STRENGTH": strength,
+            **call.sizes(),
+        }
+        config = call.configuration("finish_windows")
+        pairs = call.strength.numel()
+        launch(finish_windows, (pairs,), config, arguments, outputs=math.prod(call.shape) // pairs)
+    return tuple(grads)
+
+
+def weight_gradients(
+    call: Call,
+    normed: Normed,
+    windowed: Windowed,
+    dproduct: Tensor | None,
+    weights: Weights,
+    asked: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the six weights, None where not `asked`."""
+    grads = [empty_gradient(v) if need else None for v, need in zip(weights, asked, strict=True)]
+    if any(asked):
+        channels, _, taps = weights.depthwise_weight.shape
+        config = call.configuration("finish_weights")
+        padded = triton.next_power_of_2(channels)
+        partial = normed.dbias if normed.dnorm is None else normed.dnorm
+        arguments = {
+            "dproduct_ptr": call.spare(dproduct),
+            "dbias_ptr": call.spare(normed.dbias),
+            "dnorm_ptr": call.spare(normed.dnorm),
+            "taps_ptr": call.spare(windowed.taps),
+            "sums_ptr": call.spare(windowed.sums),
+            "strength_ptr": call.strength,
+            "pointwise_weight_ptr": weights.pointwise_weight.contiguous(),
+            "depthwise_bias_ptr": weights.depthwise_bias.contiguous(),
+            **{f"{name}_grad_ptr": call.spare(grad) for name, grad in zip(Weights._fields, grads, strict=True)},
+            "rows": 0 if partial is None else partial.shape[0],
+            "windows": call.strength.numel(),
+            "C": channels,
+            "K": taps,
+            **{f"NEED_{name.upper()}": need for name, need in zip(Weights._fields, asked, strict=True)},
+            "PADDED": padded,
+            "COMPUTE": TRITON_TYPE[call.compute],
+        }
+        programs = triton.cdiv(padded, config.constants["BLOCK_C"]) + 1 + taps
+        share = max(1, math.prod(call.shape) // programs)  # of the call's elements
+        launch(finish_weights, (programs,), config, arguments, outputs=share)
+    return tuple(grads)

@@ -1,26 +1,22 @@
-"""Backward of the pointwise product and LayerNorm; the formulas stand in `windowed_tonality_backward`.
+"""Backward of the pointwise product and LayerNorm: z and g to du, du to dz; `transform` states the formulas.
 
 Persistent programs: each takes every n-th tile of BLOCK_T frames with all channels, keeps its share of the weight
 gradients in registers and stores it once, as one partial. `norm_backward` reads the pointwise weight anew for every
 tile (64 KB from L2, one instruction per output): kept in registers beside the rest of it, it spills on sm_80.
 
-Operands of the products are stored in scratch as `tonality.multiply` takes them.
+Operands of the products are stored in scratch as `operands.multiply` takes them.
 """
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from .call import Call, Normed
+from .configurations import Target
 from .interpolation import channel_offsets
+from .launch import launch
 from .loops import runtime_range
-from .tonality import multiply, split
-
-
-@triton.jit
-def load_split(hi_ptr, lo_ptr, offsets, mask, PRECISION: tl.constexpr):
-    """An operand that was stored as `split` gives it."""
-    hi = tl.load(hi_ptr + offsets, mask=mask, other=0.0)
-    lo = tl.load(lo_ptr + offsets, mask=mask, other=0.0) if PRECISION == "bf16x3" else hi
-    return hi, lo
+from .operands import Split, load_split, multiply, split
 
 
 @triton.jit
@@ -146,3 +142,84 @@ def product_backward(
         share = dpointwise_ptr + tl.program_id(0).to(tl.int64) * (C * C)
         mask = (c < C)[:, None] & (c < C)[None, :]
         tl.store(share + c[:, None] * C + c[None, :], total, mask=mask)
+
+
+def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bool, norm: bool, heard: bool) -> Normed:
+    """du, and partial sums for dâ, dγ and dstrength."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("norm_backward")
+    block_t = config.constants["BLOCK_T"]
+    tiles = batch * pairs * triton.cdiv(window, block_t)
+    programs = min(tiles, call.target.processors * config.per_processor)
+    out = Normed(
+        call.operand() if du else None,
+        call.scratch(batch, pairs, window) if heard else None,
+        call.scratch(programs, channels) if bias else None,
+        call.scratch(programs, channels) if norm else None,
+    )
+    written = out.du or z
+    arguments = {
+        "z_ptr": z.hi,
+        "z_lo_ptr": z.lo,
+        "strength_ptr": call.strength,
+        "pointwise_hi_ptr": call.prepared.pointwise.hi,
+        "pointwise_lo_ptr": call.prepared.pointwise.lo,
+        "pointwise_bias_ptr": call.prepared.bias,
+        "norm_weight_ptr": call.prepared.norm,
+        "grad_ptr": grad_out,
+        "du_ptr": written.hi,
+        "du_lo_ptr": written.lo,
+        "heard_ptr": call.spare(out.heard),
+        "dbias_ptr": call.spare(out.dbias),
+        "dnorm_ptr": call.spare(out.dnorm),
+        "tiles": tiles,
+        "EPS": call.eps,
+        "NEED_DU": du,
+        "NEED_BIAS": bias,
+        "NEED_NORM": norm,
+        "NEED_HEARD": heard,
+        "PADDED": call.padded,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    launch(norm_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
+    return out
+
+
+def product_gradients(
+    call: Call, z: Split, du: Split, *, dz: bool, weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dz [B, P, C, W], and dÂ [C, C], as far as asked for."""
+    batch, pairs, channels, window = call.shape
+    config = call.configuration("product_backward")
+    block_t = config.constants["BLOCK_T"]
+    tiles = batch * pairs * triton.cdiv(window, block_t)
+    programs = min(tiles, call.target.processors * config.per_processor)
+    out = call.scratch(*call.shape) if dz else None
+    partial = call.scratch(programs, channels, channels) if weight else None
+    arguments = {
+        "z_ptr": z.hi,
+        "z_lo_ptr": z.lo,
+        "du_ptr": du.hi,
+        "du_lo_ptr": du.lo,
+        "pointwise_hi_ptr": call.prepared.pointwise.hi,
+        "pointwise_lo_ptr": call.prepared.pointwise.lo,
+        "dz_ptr": call.spare(out),
+        "dpointwise_ptr": call.spare(partial),
+        "tiles": tiles,
+        "PADDED": call.padded,
+        "PRECISION": call.precision,
+        **call.sizes(),
+    }
+    steps = [(dz, weight)]
+    if dz and weight and not products_together(call.target, call.precision):
+        steps = [(True, False), (False, True)]
+    for need_dz, need_weight in steps:
+        arguments |= {"NEED_DZ": need_dz, "NEED_WEIGHT": need_weight}
+        launch(product_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
+    return out, None if partial is None else partial.sum(0)
+
+
+def products_together(target: Target, precision: str) -> bool:
+    """Whether one launch computes dz and dÂ: elsewhere than on sm_90, and in float64, its registers do not suffice."""
+    return target.arch != 80 and precision != "fp64"

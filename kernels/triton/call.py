@@ -1,0 +1,105 @@
+"""One call of the transform, forward or backward: what its stages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..weights import Weights
+from .configurations import Configuration, Target, configuration
+from .launch import TRITON_TYPE, precision_of, target_of
+from .operands import Split
+from .prepare import Prepared, prepare
+from .source import Source
+
+
+class Normed(NamedTuple):
+    """What `Chain.norm` leaves, as far as it was asked for."""
+
+    du: Split | None = None
+    heard: Tensor | None = None  # [B, P, W]
+    dbias: Tensor | None = None  # [rows, C], to be summed over rows
+    dnorm: Tensor | None = None  # [rows, C]
+
+
+class Windowed(NamedTuple):
+    """What `Chain.window` leaves, as far as it was asked for."""
+
+    dy: Tensor | None = None  # [B, P, C, W]
+    taps: Tensor | None = None  # [B, P, K, C]
+    sums: Tensor | None = None  # [B, P, C]
+    scalars: Tensor | None = None  # [B, P, chunks, 3]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The tensors that the stages read, and how they compute."""
+
+    source: Source
+    strength: Tensor  # [B, P], contiguous
+    prepared: Prepared
+    window: int
+    eps: float
+    target: Target
+    precision: str  # of the pointwise products
+
+    @classmethod
+    def of(cls, source: Source, strength: Tensor, weights: Weights, window: int, eps: float) -> Call:
+        """Choose the precision, prepare the weights."""
+        target = target_of(source.tensor.device)
+        precision = precision_of(source.tensor.dtype, target)
+        prepared = prepare(weights, target, precision)
+        return cls(source, strength.contiguous(), prepared, window, eps, target, precision)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the windows: B, P, C, W."""
+        batch, pairs = self.strength.shape
+        return batch, pairs, self.source.tensor.shape[-2], self.window
+
+    @property
+    def compute(self) -> torch.dtype:
+        return self.prepared.bias.dtype
+
+    @property
+    def taps(self) -> int:
+        return self.prepared.depthwise.shape[0]
+
+    @property
+    def padded(self) -> int:
+        """Channels, padded to whole blocks."""
+        return self.prepared.depthwise.shape[1]
+
+    def scratch(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, dtype=dtype or self.compute, device=self.strength.device)
+
+    def spare(self, tensor: Tensor | None) -> Tensor:
+        """`tensor`, or something to pass in the place of one that the kernel does not touch."""
+        return self.strength if tensor is None else tensor
+
+    def operand(self) -> Split:
+        """[B, P, C, W], as the products take it."""
+        return Split.empty(torch.Size(self.shape), self.prepared.pointwise.hi, self.precision)
+
+    def configuration(self, kernel: str) -> Configuration:
+        step, resample = self.source.tensor.stride(-1), self.source.resample
+        return configuration(kernel, self.target, self.precision, *self.shape[2:], frame_stride=step, resample=resample)
+
+    def sizes(self) -> dict[str, Any]:
+        _, _, channels, window = self.shape
+        return {"W": window, "C": channels, "COMPUTE": TRITON_TYPE[self.compute]}
+
+    @property
+    def halo(self) -> int:
+        """HALO: frames on either side of a tile that only feed the convolution; whole 16 bytes, so stores align."""
+        return max(4, triton.cdiv(self.taps // 2, 4) * 4)
+
+    def with_overlap(self, kernel: str) -> tuple[Configuration, int]:
+        """Configuration of a kernel that convolves, its tile large enough for the taps; and HALO."""
+        config = self.configuration(kernel)
+        block_t = max(config.constants["BLOCK_T"], triton.next_power_of_2(4 * self.halo))
+        return replace(config, constants={**config.constants, "BLOCK_T": block_t}), self.halo

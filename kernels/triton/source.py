@@ -1,0 +1,96 @@
+"""What the windows are made of: clips with places, or windows that are there already; on the host and in kernels."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .interpolation import channel_offsets, frame_offsets, place_tile, read_window, source_frames
+
+
+class Source(NamedTuple):
+    """What the windows are made of: x [B, C, T] with start and ratio, or y [B, P, C, W] itself."""
+
+    tensor: Tensor
+    start: Tensor  # [B, P], contiguous
+    ratio: Tensor
+    resample: bool
+
+    @classmethod
+    def of_clips(cls, x: Tensor, start: Tensor, ratio: Tensor) -> "Source":
+        return cls(x, start.contiguous(), ratio.contiguous(), True)
+
+    @classmethod
+    def of_windows(cls, y: Tensor) -> "Source":
+        return cls(y, y, y, False)
+
+    def arguments(self, pairs: int) -> dict[str, Any]:
+        """Arguments of the kernels that read windows."""
+        stride = self.tensor.stride()
+        single = self.tensor.shape[-1] == 1  # both neighbours of a single frame are itself
+        return {
+            "source_ptr": self.tensor,
+            "start_ptr": self.start,
+            "ratio_ptr": self.ratio,
+            "T": self.tensor.shape[-1],
+            "P": pairs,
+            "stride_b": stride[0],
+            "stride_p": stride[1],
+            "STRIDE_C": stride[-2],
+            "STRIDE_T": 0 if single else stride[-1],
+            "RESAMPLE": self.resample,
+        }
+
+
+@triton.jit
+def place_frames(
+    source_ptr,
+    start_ptr,
+    ratio_ptr,
+    pair,
+    t0,
+    t,
+    T,
+    stride_b,
+    stride_p,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    STRIDE_T: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """(pointer to the tile's base, i, w0, w1) for the frames t of one window, `pair` counting over [B, P]."""
+    b = pair // P
+    batch_ptr = source_ptr + b.to(tl.int64) * stride_b
+    if RESAMPLE:
+        window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
+        tile = place_tile(window, t0, T, COMPUTE)
+        i, w0, w1 = source_frames(t, window, tile, W, COMPUTE)
+        return batch_ptr + tile[0].to(tl.int64) * STRIDE_T, i, w0, w1
+    else:
+        unused = tl.zeros((BLOCK_T,), COMPUTE)
+        return batch_ptr + (pair - b * P).to(tl.int64) * stride_p, t, unused, unused
+
+
+@triton.jit
+def read_frames(
+    source_ptr,
+    c,
+    i,
+    w0,
+    w1,
+    inside,
+    C: tl.constexpr,
+    SPAN: tl.constexpr,
+    STRIDE_C: tl.constexpr,
+    STRIDE_T: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+):
+    """y [BLOCK_T, channels] of frames i, c < SPAN: interpolated, or as they are (0 outside the window)."""
+    frame_ptr = source_ptr + channel_offsets(c, C, SPAN, STRIDE_C)[None, :] + frame_offsets(i, STRIDE_T)[:, None]
+    if RESAMPLE:
+        return tl.load(frame_ptr).to(w0.dtype) * w0[:, None] + tl.load(frame_ptr + STRIDE_T).to(w0.dtype) * w1[:, None]
+    else:
+        return tl.load(frame_ptr, mask=inside[:, None], other=0.0).to(w0.dtype)
