@@ -125,7 +125,7 @@ def held_out_pairs(count: int) -> tuple[Tensor, Tensor, np.ndarray]:
 def recordings(folder: Path) -> tuple[list[str], Tensor, Tensor]:
     """Every ordered couple of recordings, 24 s each from second 10 on."""
     codec = MelCodec()
-    rate, files = codec.sample_rate, find_audio(folder)
+    files = find_audio(folder)
     clips = [
         codec.encode(
             read_audio(f, codec.sample_rate, start=10 * codec.sample_rate, length=24 * codec.sample_rate)[None]
@@ -258,8 +258,8 @@ def main() -> None:
     parser.add_argument("--songs", type=int, default=160)
     parser.add_argument("--held-out", type=int, default=8, help="songs that the runs evaluate on")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a song")
-    parser.add_argument("--short-steps", type=int, default=600)
-    parser.add_argument("--long-steps", type=int, default=100)
+    parser.add_argument("--short-steps", type=int, default=450)
+    parser.add_argument("--long-steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=40, help="held-out pairs that are measured")
     parser.add_argument("--audio", type=Path, help="folder of recordings to measure on")

@@ -176,6 +176,18 @@ class Objective:
         pattern, cut_input, cut_target = (self.listen(wide(z)[..., part]) for z in (patterns, *cuts))
         return music_measures(pattern, cut_input, cut_target, self.listen.classes, self.listen.slow)
 
+    @torch.no_grad()
+    def reference(self, windows: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """What `spectral` asks patterns to be, as latents `[B, P, C, W]`; for codecs whose latents are a spectrum."""
+        window = self.codec.frames(self.config.window_seconds)
+        cuts = {
+            name: wide(resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], window))
+            for clip, name in ((x, "input"), (y, "target"))
+        }
+        if not self.regrooves:
+            return cuts[self.like]
+        return regrooved(cuts[self.config.harmony_from], cuts[self.config.rhythm_from], self.listen.slow)
+
     @property
     def regrooves(self) -> bool:
         """Whether a pattern is asked for one song's harmony in the other's rhythm."""
