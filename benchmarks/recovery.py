@@ -6,7 +6,8 @@ Windows of 16 s in clips of 24 s (800 of 1200 frames at 50 frames/s), ratio unif
 fits. Synthetic latents are blurred white noise. Pieces are clips of the recordings in DIR (without it, of synthesized
 pieces) through the mel codec: the window of the same latents; stretched as audio by a phase vocoder before encoding;
 with random equalization, gain and white noise at 10 dB besides. `unrelated` searches the window of one piece in
-another. Every random number follows from --seed.
+another. `first or last` clips sound there alone, and their windows begin or end with them: start 0 or start + ratio·W =
+T. Every random number follows from --seed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recovery_data import Problems, clips, degrade, encoded, pieces, stretch, synthetic, with_noise
+from recovery_data import Problems, clips, corner_clips, degrade, encoded, pieces, stretch, synthetic, with_noise
 from torch import Tensor
 
 from adaptive_window import refine_windows
@@ -130,6 +131,18 @@ def audio_rows(audio: dict[str, Tensor], per_piece: int, codec: Codec, seed: int
     ]
 
 
+def corner_rows(audio: dict[str, Tensor], per_case: int, codec: Codec, seed: int, kind: str) -> list[Row]:
+    """Windows at the clip's ends, in the corners and on the edges of what is searched, most of them quiet."""
+    rows = []
+    for seconds in (2.0, 5.0, 8.0):
+        problems, cuts = corner_clips(audio, per_case, codec, seed, seconds)
+        sped = [stretch(cut, r) if r > 1 else cut for cut, r in zip(cuts, problems.ratio.tolist(), strict=True)]
+        name = f"{kind}, first or last {seconds:g} s"
+        rows.append(searched(problems, problems.planted(), name, 1, 0.005, 0.99))
+        rows.append(searched(problems, encoded(sped, codec), f"{name}, vocoder", 5, 0.01, None))
+    return rows
+
+
 def white_rows(audio: dict[str, Tensor], per_piece: int, seed: int) -> list[Row]:
     """Random EnCodec weights: latents with little or no memory from frame to frame."""
     rows = []
@@ -167,25 +180,27 @@ def main() -> None:
     cli.add_argument("--audio", type=Path, help="folder of recordings (default: synthesized pieces)")
     cli.add_argument("--count", type=int, default=64, help="synthetic problems of each kind")
     cli.add_argument("--per-piece", type=int, default=16, help="clips of each piece")
+    cli.add_argument("--per-case", type=int, default=2, help="clips of each piece in each case of a quiet corner")
     cli.add_argument("--encodec-per-piece", type=int, default=4, help="clips of each piece through EnCodec")
     cli.add_argument("--seed", type=int, default=20_000)
     cli.add_argument(
         "--parts",
         nargs="+",
-        choices=("synthetic", "middle", "audio", "encodec"),
-        default=["synthetic", "middle", "audio", "encodec"],
+        choices=("synthetic", "middle", "audio", "corner", "encodec"),
+        default=["synthetic", "middle", "audio", "corner", "encodec"],
     )
     cli.add_argument("--json", type=Path, help="write the rows here too")
     options = cli.parse_args()
     codec = load_codec("mel")
     audio: dict[str, Tensor] = {}
-    if {"audio", "encodec"} & set(options.parts):
+    if {"audio", "corner", "encodec"} & set(options.parts):
         audio = pieces(options.audio, codec.sample_rate, options.seed)
         print(f"pieces: {', '.join(f'{name} {len(a) / codec.sample_rate:.0f} s' for name, a in audio.items())}")
     kind = "synthesized pieces" if options.audio is None else "recordings"
     parts: dict[str, Callable[[], list[Row]]] = {
         "synthetic": lambda: synthetic_rows(options.count, options.seed),
         "middle": lambda: middle_rows(options.count, options.seed),
+        "corner": lambda: corner_rows(audio, options.per_case, codec, options.seed, kind),
         "audio": lambda: audio_rows(audio, options.per_piece, codec, options.seed, kind),
         "encodec": lambda: white_rows(audio, options.encodec_per_piece, options.seed),
     }

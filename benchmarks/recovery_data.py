@@ -98,6 +98,41 @@ def clips(audio: dict[str, Tensor], per_piece: int, codec: Codec, seed: int) -> 
     return Problems(x, start, ratio, torch.tensor(piece)), cuts
 
 
+def corner_clips(
+    audio: dict[str, Tensor], per_case: int, codec: Codec, seed: int, seconds: float
+) -> tuple[Problems, list[Tensor]]:
+    """Clips that sound in their first or last `seconds` alone, and windows that begin or end there with them.
+
+    Of each piece, `per_case` with every combination of: the first seconds or the last; digital silence or white noise
+    60 dB below full scale elsewhere; ratio 1 (a corner of what is searched) or uniform in [1, 1.5] (an edge). And the
+    audio of each window, before it is stretched.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rate, length, sounding = codec.sample_rate, round(CLIP * codec.sample_rate), round(seconds * codec.sample_rate)
+    frames, window = codec.frames(CLIP), codec.frames(WINDOW)
+    found, cuts, places, piece = [], [], [], []
+    cases = [(last, level, edge) for last in (False, True) for level in (0.0, 1e-3) for edge in (False, True)]
+    for number, song in enumerate(audio.values()):
+        for last, level, edge in cases * per_case:
+            part = song[:0]
+            while len(part) == 0 or part.std() <= LEAST_LEVEL:
+                at = int(torch.randint(len(song) - sounding + 1, (), generator=generator))
+                part = song[at : at + sounding]
+            clip = level * torch.randn(length, generator=generator)
+            clip[length - sounding if last else 0 :][:sounding] = part
+            ratio = 1 + edge * (MAX_RATIO - 1) * float(torch.rand((), generator=generator))
+            start = frames - ratio * window if last else 0.0
+            cut = round(ratio * WINDOW * rate)
+            found.append(clip)
+            cuts.append(clip[length - cut :] if last else clip[:cut])
+            places.append((start, ratio))
+            piece.append(number)
+    with torch.no_grad():
+        x = torch.cat([codec.encode(clip[None, None]) for clip in found])
+    start, ratio = torch.tensor(places).unbind(1)
+    return Problems(x, start, ratio, torch.tensor(piece)), cuts
+
+
 def stretch(audio: Tensor, speed: float) -> Tensor:
     """Played `speed` times as fast at the same pitch, by torchaudio's phase vocoder."""
     window, hop = torch.hann_window(VOCODER), VOCODER // 8

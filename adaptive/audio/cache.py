@@ -25,8 +25,8 @@ from torch import Tensor
 from ..console import Meter, duration
 from ..errors import AdaptiveWindowError
 from ..storage.durable import replacing
-from .codec import Codec
 from .files import AudioError, check_readable, stream_audio
+from .interface import Codec
 
 log = logging.getLogger(__name__)
 

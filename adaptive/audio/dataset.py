@@ -25,8 +25,8 @@ from torch.utils.data import Dataset
 
 from ..errors import AdaptiveWindowError
 from .cache import LatentCache
-from .codec import Codec
 from .files import AUDIO_SUFFIXES, AudioError, find_audio
+from .interface import Codec
 
 log = logging.getLogger(__name__)
 

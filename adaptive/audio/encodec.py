@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import remove_weight_norm
 
-from .codec import Codec, CodecUnavailable, digest
+from .interface import Codec, CodecChoiceError, CodecUnavailable, digest
 from .weights import Source, locate, read_state
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class EncodecCodec(Codec):
 def load_encodec(name: str, *, weights: str | Path | None, random: bool, fetch: bool, timeout: float) -> EncodecCodec:
     """`codec.load_codec` for the EnCodec models."""
     if random and weights is not None:
-        raise ValueError(f"random excludes weights, got {str(weights)!r}")
+        raise CodecChoiceError(f"weights must be None for a codec with random ones, got {str(weights)!r}")
     spec = SPECS[name]
     # Before the networks are built: what is missing is said at once.
     path = None if random else locate(name, spec.source, weights, fetch, timeout)

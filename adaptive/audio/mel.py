@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .codec import Codec, digest
+from .interface import Codec, digest
 
 SAMPLE_RATE = 16000
 WINDOW = 1280

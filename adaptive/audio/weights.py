@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..storage.durable import replacing
-from .codec import CodecUnavailable
+from .interface import CodecUnavailable
 
 TOTAL_PATIENCE = 60
 """A download is given up after this many times its `timeout`, whether or not bytes still come."""

@@ -134,3 +134,10 @@ def distinct_best(score: Tensor, ours: Windows, theirs: Windows, count: int, apa
 def joined(windows: Sequence[Windows]) -> Windows:
     """Windows of some problems after those of others."""
     return Windows(torch.cat([w.start for w in windows]), torch.cat([w.ratio for w in windows]), windows[0].frames)
+
+
+def beside(windows: Sequence[Windows]) -> Windows:
+    """More windows of the same problems."""
+    return Windows(
+        torch.cat([w.start for w in windows], 1), torch.cat([w.ratio for w in windows], 1), windows[0].frames
+    )

@@ -20,6 +20,7 @@ rates: `python benchmarks/recovery.py`, and of rhythm `python benchmarks/rhythm.
 MEASURED_FRAMES = 800
 BANDS = 32  # channels are averaged to so many; fewer are left as they are
 SPREAD_FLOOR = 0.01  # of the mean spread of all bands: a band that hardly moves counts little, instead of as noise
+ROUNDING = 16  # units in a band's last place: what moves less is constant (silence), and no content
 COVARIANCE_FLOOR = 0.1  # of the mean variance of the bands: directions in which hardly anything moves count less
 VARIANCE_FLOOR = 1e-12  # under a correlation: a constant window correlates with nothing
 
@@ -66,7 +67,9 @@ def match_features(x: Tensor, features: str = "latent") -> Tensor:
         bands = (bands + torch.finfo(bands.dtype).tiny).log()
     spread = bands.std(-1, keepdim=True, correction=0)
     floor = SPREAD_FLOOR * spread.mean(1, keepdim=True) + torch.finfo(bands.dtype).tiny
-    return ((bands - bands.mean(-1, keepdim=True)) / (spread + floor)).contiguous()
+    rounding = ROUNDING * torch.finfo(bands.dtype).eps * bands.abs().amax(-1, keepdim=True)
+    centred = (bands - bands.mean(-1, keepdim=True)).masked_fill(spread <= rounding, 0)  # NaN stays NaN
+    return (centred / (spread + floor)).contiguous()
 
 
 def lag_one_autocorrelation(x: Tensor) -> Tensor:

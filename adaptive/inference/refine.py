@@ -9,49 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adaptive_window.kernels.reference import without_autocast
 
-from ..losses.scale_space import annealed_sigma, gaussian_blur
-from .lattice import Windows, best_windows, choose_cell, lattice
-from .matching import check_features, correlation, match_features, match_score
+from ..losses.scale_space import annealed_sigma
+from .descent import Side, descend
+from .lattice import Windows, beside, best_windows, choose_cell, lattice
+from .matching import check_features, match_features, match_score
 from .refine_arguments import check_search, check_signals, given_windows
 from .refine_rhythm import lags_of, refine_rhythm
 
 CELLS = 100  # cells of the lattice along a window: 8 frames each for 800
 SCORE_BLUR = 1 / 400  # of the window: blur of both signals under the score, 2 frames for 800
-BETAS = (0.9, 0.99)  # of Adam
-STEP_OF_BLUR, LEAST_STEP = 0.1, 0.02  # frames that Adam moves a coordinate in a step: 0.1·σ + 0.02
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two signals: its features `[B, F, T]`, and its window where it stays, else None."""
-
-    features: Tensor
-    fixed: Windows | None
-    max_ratio: float
-
-    def blurred(self, sigma: float) -> Tensor:
-        """Blurred by `sigma` frames of the window, so by r·sigma of its own; where r is sought, its middle serves."""
-        if sigma == 0:
-            return self.features
-        if self.fixed is not None:
-            return gaussian_blur(self.features, self.fixed.ratio[:, 0].to(self.features.dtype) * sigma)
-        return gaussian_blur(self.features, sigma * math.sqrt(self.max_ratio))
-
-    def inside(self, coordinates: Tensor, frames: int) -> Tensor:
-        """The nearest coordinates whose window fits into the clip, with a ratio from 1 to the largest."""
-        clip, root = self.features.shape[-1], math.sqrt(12)
-        longest = min(self.max_ratio, clip / frames) * frames
-        spread = coordinates[..., 1].clamp(frames / root, longest / root)
-        half = spread * (root / 2)
-        centre = torch.maximum(torch.minimum(coordinates[..., 0], clip - half), half)
-        return torch.stack((centre, spread), -1)
 
 
 def refine_windows(
@@ -180,19 +152,15 @@ def _search(
     cell = choose_cell(clips, frames, max(1.0, frames / CELLS), moved[0].max_ratio)
     wide = sum(sigma >= cell for sigma in sigmas)
 
-    starts: list[list[Tensor]] = [[] for _ in moved]  # coordinates of the windows that go on, [B, N, 2] each
+    going_on: list[tuple[Windows, ...]] = []  # couples [B, N] each that the gradient takes further
     if guess[0] is not None:
-        first = [windows.coordinates for windows in guess if windows is not None]
-        first = _descend(sides, frames, first, sigmas[:wide], steps, backend)
-        for place, coordinates in zip(starts, first, strict=True):
-            place.append(coordinates)
-    if restarts > len(starts[0]):
+        first = [windows for windows in guess if windows is not None]
+        going_on.append(tuple(descend(sides, frames, first, sigmas[:wide], steps, backend)))
+    if restarts > len(going_on):
         sigma = sigmas[max(0, wide - 1)]
-        best = _exhaustive(sides, frames, cell, sigma, restarts - len(starts[0]), backend)
-        for place, seeds in zip(starts, best, strict=False):
-            place.append(seeds.coordinates)
-    found = _descend(sides, frames, [torch.cat(place, 1) for place in starts], sigmas[wide:], steps, backend)
-    windows = [Windows.at(coordinates, frames) for coordinates in found]
+        going_on.append(_exhaustive(sides, frames, cell, sigma, restarts - len(going_on), backend)[: len(moved)])
+    from_there = [beside(windows) for windows in zip(*going_on, strict=True)]
+    windows = descend(sides, frames, from_there, sigmas[wide:], steps, backend)
     stays = sides[1].fixed
     return windows if stays is None else [*windows, stays]
 
@@ -212,35 +180,3 @@ def _exhaustive(
             windows.append(side.fixed)
     blurred = [side.blurred(sigma) for side in sides]
     return best_windows(blurred, windows, math.ceil(frames / cell), count, 2 * max(sigma, cell), backend)
-
-
-@torch.enable_grad()
-def _descend(
-    sides: list[Side], frames: int, coordinates: list[Tensor], sigmas: list[float], steps: int, backend: str
-) -> list[Tensor]:
-    """Moves the windows uphill through the levels; coordinates `[B, N, 2]` of each moved signal."""
-    places = [c.clone().requires_grad_() for c in coordinates]
-    adam = torch.optim.Adam(places, betas=BETAS)
-    for sigma in sigmas:
-        count = frames if sigma < 2 else math.ceil(2 * frames / sigma)  # blurred: a frame every σ/2 is enough
-        blurred = [side.blurred(sigma) for side in sides]
-        for group in adam.param_groups:
-            group["lr"] = STEP_OF_BLUR * sigma + LEAST_STEP
-        fixed = [
-            side.fixed.read(signal, count, backend)
-            for side, signal in zip(sides, blurred, strict=True)
-            if side.fixed is not None
-        ]
-        for _ in range(steps):
-            read = [
-                Windows.at(place, frames).read(signal, count, backend)
-                for place, signal in zip(places, blurred, strict=False)
-            ]
-            total = correlation(*read, *fixed).sum()  # the problems are independent: so are their gradients
-            for place, gradient in zip(places, torch.autograd.grad(-total, places), strict=True):
-                place.grad = gradient
-            adam.step()
-            with torch.no_grad():
-                for place, side in zip(places, sides, strict=False):
-                    place.copy_(side.inside(place, frames))
-    return [place.detach() for place in places]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import typing
+from pathlib import Path
+
 import pytest
 import torch
 
-from adaptive_window.audio.codec import CODECS, Codec, digest, load_codec
+from adaptive_window.audio import encodec, interface, mel, weights
+from adaptive_window.audio.codec import CODECS, Codec, CodecChoiceError, digest, load_codec
+from adaptive_window.config.bounds import CodecName
 
 
 def test_mel_is_loaded_by_name() -> None:
@@ -41,6 +46,24 @@ def test_mel_takes_no_weights_and_no_random_ones() -> None:
         load_codec("mel", weights="weights.th")
     with pytest.raises(ValueError, match="random must be False"):
         load_codec("mel", random=True)
+
+
+def test_random_weights_exclude_given_ones() -> None:
+    with pytest.raises(CodecChoiceError, match=r"weights must be None .* got 'here'"):
+        load_codec("encodec-24khz", weights="here", random=True)
+
+
+def test_the_commands_offer_every_codec() -> None:
+    assert typing.get_args(CodecName) == CODECS
+
+
+def test_the_interface_stands_alone() -> None:
+    """Codecs and what uses them import the interface; the factory imports the codecs. No circle."""
+    source = Path(interface.__file__).read_text()
+    assert "from .codec" not in source
+    assert "from .mel" not in source
+    for module in (encodec, mel, weights):
+        assert "from .codec" not in Path(module.__file__).read_text()
 
 
 def test_digest_sees_names_values_types_and_shapes() -> None:

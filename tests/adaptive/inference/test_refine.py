@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adaptive_window import refine_windows
+from adaptive_window.inference.descent import Axes
 from adaptive_window.inference.lattice import Windows, distinct_best, lattice
 from adaptive_window.inference.matching import lag_one_autocorrelation, match_score, match_threshold
 from adaptive_window.kernels import resample_windows
@@ -198,6 +199,65 @@ def test_windows_stay_inside_their_clip(problem):
     assert (ratio <= 1.5 + 1e-6).all()
 
 
+@pytest.mark.parametrize("ratio", [1.0, 1.2, 1.5])
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_windows_in_a_corner_whose_sound_is_at_the_clips_end(ratio, at_end, level):
+    """All else is constant, or of another make: the way there leads along the edge of what fits."""
+    sound = 60
+    x = smooth(2, C, T, seed=3)
+    quiet = slice(0, T - sound) if at_end else slice(sound, T)
+    x[..., quiet] = -4 + level * torch.randn(x[..., quiet].shape, generator=torch.Generator().manual_seed(1))
+    ratio = torch.full((2,), ratio)
+    start = T - ratio * W if at_end else torch.zeros(2)
+    y = resample_windows(x, start[:, None], ratio[:, None], W)[:, 0]
+    got = refine_windows(x, y, W)
+    assert found(*got[:2], start, ratio)
+    assert (got[2] > 0.98).all()
+
+
+@pytest.mark.parametrize(("clip", "max_ratio"), [(300, 1.5), (300, 1.2), (200, 1.5), (500, 1.5)])
+@pytest.mark.parametrize("axes", [(100.0, 57.7), (15.0, 8.0), (190.0, 30.0)])
+def test_inside_is_the_nearest_place_that_fits(clip, max_ratio, axes):
+    exact = {"dtype": torch.float64}
+    axes = Axes(*(torch.tensor([[v]], **exact) for v in axes), W)
+    starts, ratios = (torch.tensor([v], **exact) for v in lattice(clip, W, 0.5, max_ratio))
+    fitting = axes.coordinates(Windows(starts, ratios, W))
+    generator = torch.Generator().manual_seed(0)
+    asked = torch.rand(1, 300, 2, generator=generator, **exact) * torch.tensor([clip + 200.0, 120.0])
+    asked[..., 0] -= 100
+    moved = axes.inside(asked, clip, max_ratio)
+    windows = axes.windows(moved)
+    assert (windows.start > -1e-9).all()
+    assert (windows.start + windows.ratio * W < clip + 1e-9).all()
+    assert ((windows.ratio > 1 - 1e-9) & (windows.ratio < max_ratio + 1e-9)).all()
+    nearest = torch.cdist(asked, fitting).amin(-1)
+    distance = (moved - asked).norm(dim=-1)
+    assert (distance < nearest + 1e-9).all()
+    assert (distance > nearest - 0.5).all()
+    torch.testing.assert_close(axes.inside(fitting, clip, max_ratio), fitting, rtol=0, atol=1e-9)
+
+
+def test_axes_move_by_a_frame_where_something_changes():
+    y = torch.zeros(2, 3, W)
+    y[0, :, 20:60] = torch.randn(3, 40)
+    y[1] = torch.randn(3, W)
+    axes = Axes.of(y)
+    assert axes.pivot[0].item() == pytest.approx(40, abs=10)
+    assert axes.pivot[1].item() == pytest.approx(W / 2, rel=0.1)
+    assert axes.reach[1].item() == pytest.approx(W / 12**0.5, rel=0.1)
+    assert axes.reach[0] < 40
+    one = Windows(torch.tensor([[3.0]]), torch.tensor([[1.25]]), W)
+    even = Axes.even(y, W)
+    torch.testing.assert_close(even.coordinates(one)[:1], one.coordinates)
+    back = axes.windows(axes.coordinates(one))
+    torch.testing.assert_close(torch.stack((back.start[0], back.ratio[0])), torch.stack((one.start[0], one.ratio[0])))
+    still = Axes.of(torch.zeros(1, 3, W))  # nothing changes anywhere
+    torch.testing.assert_close(
+        torch.stack((still.pivot, still.reach))[:, :, 0], torch.tensor([[W / 2], [((W**2 - 1) / 12) ** 0.5]])
+    )
+
+
 @pytest.mark.parametrize("frames", [2, 9])
 def test_clips_of_just_the_window(frames):
     x = torch.randn(2, 3, frames)
@@ -216,7 +276,19 @@ def test_any_schedule_runs(problem, schedule):
     assert torch.stack((start, ratio, score)).isfinite().all()
 
 
-def test_silence_matches_nothing():
+@pytest.mark.parametrize("features", ["latent", "energy", "difference"])
+@pytest.mark.parametrize("level", [0.0, -3.3, 1e4])
+def test_silence_matches_nothing(level, features):
+    """A codec's latents of silence are constant, and not zero; nor is their mean in time that constant, to rounding."""
+    x = level * torch.linspace(0.9, 1.1, 4)[None, :, None].expand(1, 4, T)
+    sounding = smooth(1, 4, T)
+    for a, b in ((x, x), (x, sounding), (sounding, x)):
+        start, ratio, score = refine_windows(a, b, W, levels=3, features=features)
+        assert torch.stack((start, ratio)).isfinite().all()
+        assert score.item() == 0
+
+
+def test_zeros_match_nothing():
     x = torch.zeros(1, 4, T)
     start, ratio, score = refine_windows(x, x, W, levels=3)
     assert torch.stack((start, ratio)).isfinite().all()
