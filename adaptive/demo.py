@@ -146,9 +146,8 @@ def compose_all(config: DemoConfig, checkpoint: Path | None, prefix: str, pictur
 
 def print_tables(config: DemoConfig, metrics: dict[str, Any]) -> None:
     """What was composed, before and after training, what to listen for, and how the windows moved."""
-    print(
-        f"\n{'pattern':<22} {'seconds':>8} {'peak':>6} {'RMS':>6} {'fluct.':>7} {'onsets':>7} {'harmony':>8} {'copies':>7}"
-    )
+    titles = ("seconds", "peak", "RMS", "fluct.", "onsets", "harmony", "copies")
+    print(f"\n{'pattern':<22} " + " ".join(f"{title:>7}" for title in titles))
     both = [*(metrics["first"] or []), *metrics["patterns"]]
     for report in both:
         heard = report["heard"]

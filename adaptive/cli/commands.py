@@ -81,8 +81,7 @@ def refine(config: RefineConfig) -> None:
 def plot(config: PlotConfig) -> None:
     from ..inference.compose import plot_file
 
-    plot_file(config)
-    print(config.output)
+    print(f"{config.output}: windows of {plot_file(config)}")
 
 
 def ablate(config: AblateConfig) -> None:

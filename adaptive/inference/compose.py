@@ -216,8 +216,11 @@ def plot_file(
     *,
     sections_input: Sequence[tuple[str, float]] = (),
     sections_target: Sequence[tuple[str, float]] = (),
-) -> None:
-    """Writes the picture of a checkpoint's windows over two songs, with their sections where these are known."""
+) -> str:
+    """Writes the picture of an agent's windows over two songs, with their sections where these are known.
+
+    Returns which weights chose them.
+    """
     if config.output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
     check_folder(config.output)
@@ -232,6 +235,7 @@ def plot_file(
         sections_input=sections_input,
         sections_target=sections_target,
     )
+    return session.weights
 
 
 def draw_windows(
