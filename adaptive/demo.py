@@ -14,33 +14,37 @@ Everything it writes is under `--out`:
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .audio.codec import CodecUnavailable, load_codec
 from .audio.synthesis import demo_piece, write_demo_set
-from .config import ComposeConfig, DemoConfig, TrainConfig
+from .config import ComposeConfig, DemoConfig, TrainConfig, check, reads
+from .config.options import DEMO_CODEC
 from .console import note
 from .errors import UsageError
-from .inference.compose import compose_clips, draw_windows, open_session, write_composition
+from .inference.compose import compose_clips, draw_windows, open_session, parse_pick, write_composition
+from .storage import outputs, strict_json
 from .storage.lock import FolderLock
+from .training.folder import CONFIG, holds_run, prepare_folder
 from .training.initial import DEFAULT
-from .training.run import prepare_folder, run_training
+from .training.run import run_training
 
 TRAINING_SONGS = 4
-PRETRAINED = "encodec-24khz"  # the smaller of the two: the demo has to stay within minutes on a CPU
+PRETRAINED = DEMO_CODEC
+FILES = (CONFIG, "input.wav", "target.wav", "windows.png", "windows_first.png", "trajectory.png", "metrics.json")
+PICKS = {"mean": "mean", **{str(pair): f"pair{pair}" for pair in range(3)}}  # --pick -> what its file is called
 
 
 def choose_codec(config: DemoConfig) -> str:
     """The codec asked for; for `auto`, EnCodec where its weights can be had within seconds, else mel, saying so."""
     if config.codec != "auto":
         return config.codec
-    if config.random_codec:
-        raise UsageError("--random-codec: name the codec to initialize randomly with --codec")
     try:
         load_codec(PRETRAINED, weights=config.weights, device="cpu")
     except CodecUnavailable:
@@ -51,33 +55,46 @@ def choose_codec(config: DemoConfig) -> str:
     return PRETRAINED
 
 
-def prepare(out: Path) -> Path:
-    """The run's folder; an earlier demo's is replaced, anybody else's is refused."""
-    run = out / "run"
-    if run.exists():
-        if not (out / "metrics.json").exists():
-            raise UsageError(f"{run} exists and is no finished demo's: name another --out")
-        shutil.rmtree(run)
+def prepare(config: DemoConfig) -> Path:
+    """The run's folder: to go on in with `--resume`; else a finished demo's is replaced, an unfinished one's refused.
+
+    Raises:
+        UsageError: nothing to resume, or something in the way that adaptive-window did not write.
+    """
+    run, finished = config.out / "run", config.out / "metrics.json"
+    if config.resume:
+        if not holds_run(run):
+            raise UsageError(f"--resume: {run} holds no checkpoint to go on from")
+        return run
+    if holds_run(run) and not finished.exists():
+        raise UsageError(f"{config.out} holds a demo that did not finish: add --resume to go on, or name another --out")
+    if os.path.lexists(run):
+        outputs.remove_folder(run, "name another --out")
     return run
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Runs the demo and returns what `metrics.json` holds."""
+    check(config)
     with FolderLock(config.out) as lock:
-        prepare_folder(config.out, lock, resume=False)
+        made = [f"{prefix}_{name}" for prefix in ("first", "composed") for name in PICKS.values()]
+        files = [*FILES, *(f"{name}{suffix}" for name in made for suffix in (".wav", ".json"))]
+        folders = ("songs", "latents", "run")
+        prepare_folder(config.out, lock, resume=False, files=files, folders=folders, reads=reads(config))
         return _run_demo(config)
 
 
 def _run_demo(config: DemoConfig) -> dict[str, Any]:
     began = time.perf_counter()
     codec = choose_codec(config)
-    run = prepare(config.out)
+    run = prepare(config)
+    outputs.remove(config.out / "metrics.json")  # a demo that is interrupted now has not finished
     songs = config.out / "songs"
     note(f"synthesizing {TRAINING_SONGS + 1} pairs of 24 s pieces (seed {config.seed})")
     write_demo_set(songs, pairs=TRAINING_SONGS, val=1, seed=config.seed)
     for half in ("input", "target"):
-        shutil.copy(next((songs / "val").glob(f"*_{half}.wav")), config.out / f"{half}.wav")
-    begins = codec == "mel"  # what the package brings was trained on its latents
+        copy(next((songs / "val").glob(f"*_{half}.wav")), config.out / f"{half}.wav")
+    begins = codec == "mel" and not config.resume  # what the package brings was trained on its latents
     first = None
     if begins:
         first = compose_all(config, None, "first", "windows_first.png")
@@ -99,14 +116,15 @@ def _run_demo(config: DemoConfig) -> dict[str, Any]:
             dropout=0.0,
             device=config.device,
             seed=config.seed,
+            resume=config.resume,
+            force=config.force,
         )
     )
     composed = compose_all(config, run / "best.safetensors", "composed", "windows.png")
-    shutil.copy(run / "trajectory.png", config.out / "trajectory.png")
-    shutil.copy(run / "config.yaml", config.out / "config.yaml")
-    seconds = time.perf_counter() - began
-    metrics = {**result.summary, "first": first, "patterns": composed, "seconds": seconds}
-    (config.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    for name in ("trajectory.png", CONFIG):
+        copy(run / name, config.out / name, reads=config.config)
+    metrics = {**result.summary, "first": first, "patterns": composed, "seconds": time.perf_counter() - began}
+    outputs.write_text(config.out / "metrics.json", strict_json.dumps(metrics, indent=2) + "\n")
     print_tables(config, metrics)
     print(result.final.windows.table())
     print(f"  {result.final.windows.summary()}")
@@ -125,11 +143,10 @@ def compose_all(config: DemoConfig, checkpoint: Path | None, prefix: str, pictur
         output=config.out / f"{prefix}_mean.wav",
     )
     session = open_session(options)
-    names: dict[str | int, str] = {"mean": "mean", **{pair: f"pair{pair}" for pair in range(session.agent.num_pairs)}}
     reports = []
-    for pick, name in names.items():
-        composition = compose_clips(session, pick)
-        placed = replace(options, output=config.out / f"{prefix}_{name}.wav", pick=str(pick))
+    for pick, name in PICKS.items():
+        composition = compose_clips(session, parse_pick(pick, session.agent.num_pairs))
+        placed = replace(options, output=config.out / f"{prefix}_{name}.wav", pick=pick)
         reports.append(write_composition(placed, session, composition))
         if pick == "mean":
             truth = demo_piece(TRAINING_SONGS, seed=config.seed)  # the held-out pair: its sections are known
@@ -142,6 +159,15 @@ def compose_all(config: DemoConfig, checkpoint: Path | None, prefix: str, pictur
                 sections_target=truth.target_sections,
             )
     return reports
+
+
+def copy(source: Path, path: Path, reads: Collection[Path] = ()) -> None:
+    """Puts a copy at `path`, unless that is a file that the command reads."""
+    if any(path.exists() and path.samefile(read) for read in reads):
+        note(f"{path} is what --config reads: it stays as it is")
+        return
+    with outputs.writing(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def print_tables(config: DemoConfig, metrics: dict[str, Any]) -> None:

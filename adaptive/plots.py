@@ -1,26 +1,65 @@
 """Pictures of windows. Draws arrays; knows nothing of models, codecs or files of audio.
 
-Readable in grey: pairs differ by line style and number, not by colour alone. Time is in seconds throughout.
+Readable in grey: pairs differ by line style and number, not by colour alone. Time is in seconds throughout. Texts are
+drawn as they are, whatever is in them: `$`, `_` and `\\` mean nothing here (`literal`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from numpy.typing import NDArray
 
+from .storage.durable import replacing
+
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everybody
 SUFFIXES = (".png", ".svg", ".pdf")  # of the pictures that save_figure writes
 STYLES = ("-", "--", "-.", (0, (1, 1)))
 LABEL = {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1.5}
 DARKEST = 0.55  # of white to black: windows stay readable over the loudest places
+
+
+F = TypeVar("F", bound=Callable[..., Figure])
+
+
+def literal(text: str, longest: int = 90) -> str:
+    """The text as a picture can show it, on one line: escapes for what cannot be printed, no middle of a long one.
+
+    Bytes of a file's name that are no UTF-8 are such escapes too (`\\xe9`).
+    """
+    shown = "".join(map(_printable, text))
+    return shown if len(shown) <= longest else f"{shown[: longest // 2]}…{shown[-longest // 2 + 1 :]}"
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python holds such a byte (PEP 383)
+        return repr(os.fsencode(character))[2:-1]
+    return repr(character)[1:-1]
+
+
+def _literal_texts(draw: F) -> F:
+    """No text in the figure is a formula, whatever the user's matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> Figure:
+        with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+            return draw(*arguments, **options)
+
+    return cast(F, drawn)
 
 
 @dataclass(frozen=True)
@@ -34,6 +73,7 @@ class PairWindows:
     strength: float
 
 
+@_literal_texts
 def windows_figure(
     image_input: NDArray[np.floating[Any]],
     image_target: NDArray[np.floating[Any]],
@@ -108,7 +148,7 @@ def windows_figure(
             axes.text(start + length - 0.15, 0.97, "truth", ha="right", va="top", fontsize=8, bbox=LABEL)
     bottom.set_xlabel("time in the song (s)" if any(begins) else "time in the clip (s)")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(literal(title), fontsize=11)
     return figure
 
 
@@ -117,7 +157,7 @@ def _mark_sections(axes: Any, sections: Sequence[tuple[str, float]], clip_second
     for (name, start), end in zip(sections, ends, strict=False):
         if start > 0:
             axes.axvline(start, color="black", lw=1.2)
-        axes.text((start + end) / 2, 1.01, name, ha="center", va="bottom", fontsize=10, fontweight="bold")
+        axes.text((start + end) / 2, 1.01, literal(name, 20), ha="center", va="bottom", fontsize=10, fontweight="bold")
 
 
 def _streams(top: Any, bottom: Any, pair: PairWindows) -> tuple[tuple[Any, float, float], tuple[Any, float, float]]:
@@ -147,7 +187,7 @@ def _draw_pair(
             lane + 0.5 * height,
             f"pair {number}: {start:.2f} s, ×{ratio:.2f}, strength {pair.strength:.2f}"
             if label is None
-            else f"{label}: {start:.2f} s to {start + length:.2f} s, ×{ratio:.3f}",
+            else f"{literal(label, 30)}: {start:.2f} s to {start + length:.2f} s, ×{ratio:.3f}",
             va="center",
             fontsize=8,
             bbox=LABEL,
@@ -172,6 +212,7 @@ def _draw_pair(
             )
 
 
+@_literal_texts
 def trajectory_figure(
     steps: Sequence[float],
     series: Mapping[str, NDArray[np.floating[Any]]],
@@ -208,10 +249,11 @@ def trajectory_figure(
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, ncols=min(6, max(1, pairs)), fontsize=8, loc="outside upper right")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(literal(title), fontsize=11)
     return figure
 
 
+@_literal_texts
 def ablation_figure(scores: Mapping[str, Sequence[float]], title: str = "") -> Figure:
     """One row a variant: a mark for every run's score, a line at their mean.
 
@@ -226,24 +268,26 @@ def ablation_figure(scores: Mapping[str, Sequence[float]], title: str = "") -> F
         axes.plot(values, [row] * len(values), "o", ms=7, mfc="none", mec="black")
         axes.plot([mean, mean], [row - 0.3, row + 0.3], color=COLOURS[1], lw=3)
         axes.annotate(f"{mean:.3f}", (mean, row - 0.33), ha="center", va="bottom", fontsize=8)
-    axes.set_yticks(range(len(scores)), list(scores))
+    axes.set_yticks(range(len(scores)), [literal(name, 40) for name in scores])
     axes.set_ylim(len(scores) - 0.5, -0.75)
     axes.set_xlabel("held-out skill (1 − distance / distance of a constant); rings are runs, bars their mean")
     axes.grid(axis="x", alpha=0.3)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(literal(title), fontsize=11)
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes .png, .svg or .pdf by the suffix.
+def save_figure(figure: Figure, path: Path, into: Callable[[Path], AbstractContextManager[Path]] = replacing) -> None:
+    """Writes .png, .svg or .pdf by the suffix, by a temporary file (of `into`) that replaces `path` at the end.
 
     Raises:
         ValueError: another suffix.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: a picture's suffix must be .png, .svg or .pdf")
-    figure.savefig(path, dpi=130)
+    with into(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # shown as a box; it is only a name
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:].lower())
 
 
 def figure_image(figure: Figure) -> NDArray[np.uint8]:

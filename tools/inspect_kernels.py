@@ -27,19 +27,18 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from .sass import TENSOR_CORE, Listing, loads, resources
+from .compiled import compile_launch
+from .sass import TENSOR_CORE, loads
 from .specimens import SHAPES, Specimen, specimens
 
 if TYPE_CHECKING:
@@ -70,47 +69,6 @@ class Report:
     load_order: list[int] | str | None
     tensor_core_instructions: int
     bytes_per_window_element: float
-
-
-class _Driver:
-    """Stands in for a GPU's driver, so that Triton specializes and compiles a launch as it would for that GPU."""
-
-    def __init__(self, arch: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self.arch = arch
-        self.target = GPUTarget("cuda", arch, 32)
-
-    def get_current_target(self) -> Any:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return self.arch  # Triton keeps compiled kernels by device: one "device" per architecture
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-@contextmanager
-def _pretending(arch: int) -> Iterator[None]:
-    from triton.runtime.driver import driver
-
-    before = driver._active
-    driver.set_active(_Driver(arch))  # answers the four questions that compiling asks
-    try:
-        yield
-    finally:
-        driver._active = before
-
-
-def _tool(name: str, *arguments: str) -> str:
-    import triton
-
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{name} failed: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _load_order(ttgir: str, launch: Launch, shape: str) -> list[int] | str | None:
@@ -148,19 +106,8 @@ def _trips(launch: Launch) -> float:
 def inspect(specimen: Specimen, arch: int) -> Report:
     """Compile one launch and take it apart."""
     launch = specimen.launch
-    with _pretending(arch):
-        compiled = launch.kernel.run(
-            grid=launch.grid,
-            warmup=True,
-            num_warps=launch.num_warps,
-            num_stages=launch.num_stages,
-            **launch.arguments,
-        )
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        registers, spilled = resources(_tool("cuobjdump", "--dump-resource-usage", file.name))
-        listing = Listing.parse(_tool("nvdisasm", "-c", file.name))
+    compiled = compile_launch(launch, arch)
+    listing = compiled.listing
     constants = {name: value for name, value in launch.arguments.items() if name.startswith("BLOCK") or name == "HOIST"}
     looped = launch.looped and bool(listing.loops)  # a loop that runs once is none
     issued = listing.count(one_iteration=looped, trips=_trips(launch)) * launch.num_warps * 32
@@ -173,12 +120,12 @@ def inspect(specimen: Specimen, arch: int) -> Report:
         dtype=specimen.dtype,
         precision=specimen.precision,
         config={**constants, "num_warps": launch.num_warps, "num_stages": launch.num_stages},
-        registers=registers,
-        spill_bytes=spilled,
-        shared_bytes=compiled.metadata.shared,
+        registers=compiled.registers,
+        spill_bytes=compiled.spill_bytes,
+        shared_bytes=compiled.shared_bytes,
         instructions_per_output=round(per_output, 2),
         per_window_element=round(per_output * _outputs(specimen) / specimen.window_elements, 2),
-        load_order=_load_order(compiled.asm["ttgir"], launch, specimen.shape),
+        load_order=_load_order(compiled.ttgir, launch, specimen.shape),
         tensor_core_instructions=sum(listing.of_kind(*TENSOR_CORE).values()),
         bytes_per_window_element=round(_bytes(launch) / specimen.window_elements, 2),
     )

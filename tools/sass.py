@@ -37,10 +37,12 @@ class Listing:
 
     names: tuple[str, ...]  # with modifiers: "LDG.E.64"
     loops: tuple[Loop, ...]
+    operands: tuple[str, ...] = ()  # of each, as written
 
     @classmethod
     def parse(cls, text: str) -> Listing:
         names: list[str] = []
+        operands: list[str] = []
         targets: list[str | None] = []
         labels: dict[str, int] = {}
         for line in text.splitlines():
@@ -52,13 +54,14 @@ class Listing:
             if found:
                 target = _TARGET.search(line)
                 names.append(found[1])
+                operands.append(line[found.end() :].split(";")[0].strip())
                 targets.append(target[1] if target and found[1].startswith("BRA") else None)
         if "EXIT" not in names:
             raise ValueError("no EXIT in this listing: it is not a kernel's")
         end = len(names) - names[::-1].index("EXIT")
         back = {i: labels[t] for i, t in enumerate(targets[:end]) if t is not None and labels.get(t, end) < i}
         loops = sorted((Loop(first, last) for last, first in back.items()), key=lambda loop: (loop.first, -loop.last))
-        return cls(tuple(names[:end]), tuple(loops))
+        return cls(tuple(names[:end]), tuple(loops), tuple(operands[:end]))
 
     def count(self, *, one_iteration: bool, trips: float = 1.0) -> float:
         """Instructions that one thread issues.

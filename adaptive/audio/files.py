@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AdaptiveWindowError
+from ..storage import outputs
 from ..storage.durable import replacing
 
 log = logging.getLogger(__name__)
@@ -157,12 +159,14 @@ def write_audio(
     comment: str | None = None,
     *,
     subtype: str = "PCM_16",
+    into: Callable[[Path], AbstractContextManager[Path]] = replacing,
 ) -> None:
     """Write mono audio, [N] or [1, N], as `.wav` or `.flac`, by a temporary file that replaces `path` at the end.
 
     `subtype` is libsndfile's: "PCM_16" (default), "PCM_24", or "FLOAT" (WAV only). For the PCM types a signal that
     exceeds 1 is scaled down as a whole to a peak of 0.999, with a warning that states the factor; nothing is clipped.
-    `comment` goes into the file's metadata. Raises `AudioError` where the audio is empty, has NaN or infinite samples,
+    `comment` goes into the file's metadata. `into` gives that temporary file (`storage.outputs.writing` refuses to
+    replace what is not ours). Raises `AudioError` where the audio is empty, has NaN or infinite samples,
     or the file cannot be written.
     """
     path = Path(path)
@@ -185,7 +189,7 @@ def write_audio(
         log.warning("%r: peak %.3f, scaled by %.3f so that nothing clips", str(path), peak, 0.999 / peak)
         samples = samples * (0.999 / peak)
     try:
-        with replacing(path) as temporary:
+        with into(path) as temporary:
             name = os.fsencode(temporary)
             with soundfile.SoundFile(name, "w", sample_rate, 1, format=kind, subtype=subtype) as sound:
                 if comment is not None:
@@ -199,14 +203,16 @@ def write_audio(
 def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
     """Every file below `folder` with one of `AUDIO_SUFFIXES` (any case), sorted.
 
-    Hidden files and folders are skipped; links are followed, each folder once, so that loops end. What stands there
-    under such a name without being audio is listed as well: reading it says what is wrong. Raises `AudioError` where
-    `folder` is no folder or cannot be listed.
+    What a command of ours composed, cut or decoded is left out, which a warning says: a run in the data folder does not
+    train on its own examples. Hidden files and folders are skipped; links are followed, each folder once, so that loops
+    end. What stands there under such a name without being audio is listed as well: reading it says what is wrong.
+    Raises `AudioError` where `folder` is no folder or cannot be listed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise AudioError(folder, "not a folder" if folder.exists() else "no such folder")
     found: list[Path] = []
+    made: list[Path] = []
     seen: set[tuple[int, int]] = set()
 
     def refuse(error: OSError) -> None:
@@ -219,6 +225,13 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
             continue
         seen.add((info.st_dev, info.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in files if not name.startswith("."))
-        found += [Path(root, name) for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES]
+        names = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES]
+        ours = outputs.made_in(Path(root)).intersection(names) if names else set()
+        made += [Path(root, name) for name in ours]
+        found += [Path(root, name) for name in names if name not in ours]
+    if made:
+        log.warning(
+            "%r: %d audio files that adaptive-window wrote itself are left out (%r%s)",
+            *(str(folder), len(made), str(min(made)), ", ..." * (len(made) > 1)),
+        )
     return sorted(found)

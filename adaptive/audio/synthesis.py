@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ..storage import outputs
 from .files import write_audio
 
 Audio = np.ndarray  # [N] float32
@@ -119,20 +121,23 @@ def write_demo_set(
 ) -> list[Path]:
     """Write `pairs` training and `val` validation pairs into `folder`/train and `folder`/val.
 
-    Files are named `song_00_input.wav`, `song_00_target.wav`; returns them in the order of writing.
+    Files are named `song_00_input.wav`, `song_00_target.wav`; returns them in the order of writing. Raises `UsageError`
+    where one of them is there and adaptive-window did not write it.
     """
     if pairs < 1 or val < 0:
         raise ValueError(f"pairs must be at least 1 and val at least 0, got {pairs} and {val}")
-    written = []
+    places = [Path(folder, "train" if number < pairs else "val") for number in range(pairs + val)]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+    names = [f"song_{number:02d}_{half}.wav" for number in range(pairs + val) for half in ("input", "target")]
+    paths = [places[k // 2] / name for k, name in enumerate(names)]
+    outputs.claim(*paths, advice="name another folder")
     for number in range(pairs + val):
         piece = demo_piece(number, seed=seed, seconds=seconds, sample_rate=sample_rate)
-        place = Path(folder, "train" if number < pairs else "val")
-        place.mkdir(parents=True, exist_ok=True)
-        for half, audio in (("input", piece.input), ("target", piece.target)):
-            path = place / f"song_{number:02d}_{half}.wav"
-            write_audio(path, audio, sample_rate, f"synthesized, {piece.bpm} bpm, {piece.key}")
-            written.append(path)
-    return written
+        comment = f"synthesized, {piece.bpm} bpm, {piece.key}"
+        for path, audio in zip(paths[2 * number : 2 * number + 2], (piece.input, piece.target), strict=True):
+            write_audio(path, audio, sample_rate, comment, into=partial(outputs.writing, song=True))
+    return paths
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ that goes wrong keeps its traceback.
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import add_flags, plain
+from .. import __version__
+from ..config import add_flags, check, plain
 from .commands import COMMANDS
 from .parser import CommandParser, ConfigFile
 
@@ -22,6 +24,7 @@ def build_parser() -> CommandParser:
         prog="adaptive-window",
         description="Learns which windows of two songs to compose new patterns from.",
         allow_abbrev=False,
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="command", required=True)
     for name, (config, _, text) in COMMANDS.items():
@@ -37,10 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     parsed = build_parser().parse_args(arguments)
     config, run, _ = COMMANDS[parsed.command]
-    given = {key: value for key, value in vars(parsed[parsed.command]).items() if key != "config"}
+    given = dict(vars(parsed[parsed.command]))
+    files = tuple(Path(os.fspath(file)) for file in given.pop("config") or ())
     values: dict[str, Any] = {k: v if isinstance(v, Path) else plain(v) for k, v in given.items()}
     try:
-        run(config(**values))
+        check(options := config(config=files, **values))
+        run(options)
     except KeyboardInterrupt:
         return 130
     except Exception as error:

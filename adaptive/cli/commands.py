@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from ..config import (
     cache_folder,
 )
 from ..errors import UsageError
+from ..storage import strict_json
 
 
 def demo(config: DemoConfig) -> None:
@@ -75,7 +75,7 @@ def refine(config: RefineConfig) -> None:
 
     report = refine_songs(config)
     print(summary(report), file=sys.stderr)
-    print(json.dumps(report, indent=2))
+    print(strict_json.dumps(report, indent=2))
 
 
 def plot(config: PlotConfig) -> None:

@@ -1,7 +1,8 @@
 """What the commands can be told (`options`), within which bounds, and how that becomes flags and config files."""
 
 from ..errors import UsageError
-from .flags import add_flags, plain, to_plain
+from .checks import check
+from .flags import add_flags, command_line, plain, reads, to_plain, to_yaml
 from .options import (
     AblateConfig,
     ComposeConfig,
@@ -26,6 +27,10 @@ __all__ = [
     "UsageError",
     "add_flags",
     "cache_folder",
+    "check",
+    "command_line",
     "plain",
+    "reads",
     "to_plain",
+    "to_yaml",
 ]

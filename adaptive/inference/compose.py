@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from adaptive_window.kernels import resample_windows
 
 from ..audio.codec import Codec, load_codec
 from ..audio.files import read_audio, write_audio
-from ..config import ComposeConfig, PlotConfig, SongPairOptions
+from ..config import ComposeConfig, PlotConfig, SongPairOptions, reads
 from ..device import choose_device
 from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..model.content_selector import FOUND, ContentSelector
 from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
+from ..storage import outputs, strict_json
 from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
 from ..training.initial import checkpoint_at, described
@@ -97,11 +98,6 @@ def parse_pick(text: str, num_pairs: int) -> str | int:
     raise UsageError(f"--pick {text}: must be mean, best or a pair's number from 0 to {num_pairs - 1}")
 
 
-def check_folder(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise UsageError(f"-o {output}: there is no folder {output.parent}")
-
-
 @dataclass(frozen=True)
 class Composition:
     """What one call of the agent gave, on the CPU: reports and pictures of it come from nowhere else."""
@@ -145,11 +141,17 @@ def measured(
     return {name: float(value.mean()) for name, value in found.items()}
 
 
+def claim(config: ComposeConfig | PlotConfig, *paths: Path) -> None:
+    """Raises `UsageError`, before any work, where these files cannot be written without a loss."""
+    advice = "name another -o" if config.overwrite else "name another -o, or add --overwrite to replace it"
+    outputs.claim(*paths, reads=reads(config), overwrite=config.overwrite, advice=advice)
+
+
 def compose_file(config: ComposeConfig) -> dict[str, Any]:
     """Writes the pattern as WAV and its windows, in seconds, as JSON beside it; returns what the JSON holds."""
     if config.output.suffix.lower() != ".wav":
         raise UsageError(f"-o {config.output}: the pattern is written as WAV, so its name must end in .wav")
-    check_folder(config.output)
+    claim(config, config.output, config.output.with_suffix(".json"))
     session = open_session(config)
     composition = compose_clips(session, parse_pick(config.pick, session.agent.num_pairs))
     return write_composition(config, session, composition)
@@ -159,7 +161,8 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
     """The WAV and the JSON of a composition of the session's clips; returns what the JSON holds."""
     audio = composition.audio
     comment = "made with random codec weights" if session.random_codec else None
-    write_audio(config.output, audio, session.codec.sample_rate, comment=comment)
+    into = partial(outputs.writing, overwrite=config.overwrite)
+    write_audio(config.output, audio, session.codec.sample_rate, comment=comment, into=into)
     report = {
         "input": str(config.input),
         "target": str(config.target),
@@ -194,7 +197,8 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
             for pair in composition.pairs
         ],
     }
-    config.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    text = strict_json.dumps(report, indent=2) + "\n"
+    outputs.write_text(config.output.with_suffix(".json"), text, overwrite=config.overwrite)
     return report
 
 
@@ -223,7 +227,7 @@ def plot_file(
     """
     if config.output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
-    check_folder(config.output)
+    claim(config, config.output)
     session = open_session(config)
     with torch.no_grad():
         windows = session.agent.window_selector(session.x, session.y)
@@ -232,6 +236,7 @@ def plot_file(
         pairs_in_seconds(windows, session.codec),
         config.output,
         title=f"{config.input.name} and {config.target.name}",
+        overwrite=config.overwrite,
         sections_input=sections_input,
         sections_target=sections_target,
     )
@@ -244,6 +249,7 @@ def draw_windows(
     path: Path,
     *,
     title: str,
+    overwrite: bool = False,
     sections_input: Sequence[tuple[str, float]] = (),
     sections_target: Sequence[tuple[str, float]] = (),
 ) -> None:
@@ -258,4 +264,4 @@ def draw_windows(
         sections_input=sections_input,
         sections_target=sections_target,
     )
-    save_figure(figure, path)
+    save_figure(figure, path, into=partial(outputs.writing, overwrite=overwrite))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ from adaptive_window.kernels import resample_windows
 
 from ..audio.codec import Codec, load_codec
 from ..audio.files import AudioError, read_audio, write_audio
-from ..config import RefineConfig
+from ..config import RefineConfig, check, reads
 from ..console import note
 from ..device import choose_device
 from ..errors import UsageError
 from ..plots import PairWindows, save_figure, windows_figure
+from ..storage import outputs, strict_json
 from .matching import lag_one_autocorrelation, match_threshold
 from .refine import refine_windows
 from .refine_rhythm import better_out_of_range, tempo_scan
 
+SOUNDS = tuple(f"{kind}_{name}.wav" for kind in ("cut", "window") for name in ("input", "target"))
+FILES = ("refine.json", "windows.png", *SOUNDS)
 MOVES = {"input": ("x",), "target": ("y",), "both": ("x", "y")}
 WHITE = 0.5  # lag-one autocorrelation that latents white in time stay below: mel has 0.9, at 0.2 nothing is found
 
@@ -69,12 +72,8 @@ def refine_songs(config: RefineConfig) -> dict[str, Any]:
     """
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"--out {config.out} is a file; name a folder")
-    if config.window_seconds > config.clip_seconds:
-        raise UsageError(
-            f"--window-seconds {config.window_seconds:g} must be at most --clip-seconds {config.clip_seconds:g}"
-        )
-    if config.features == "rhythm" and config.move != "input":
-        raise UsageError(f"--features rhythm searches the input's window only, not --move {config.move}")
+    check(config)
+    claim_folder(config)
     device = choose_device(config.device)
     codec = load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
     window = codec.frames(config.window_seconds)
@@ -110,8 +109,10 @@ def refine_songs(config: RefineConfig) -> dict[str, Any]:
     match = bool(score[0] >= threshold)
 
     config.out.mkdir(parents=True, exist_ok=True)
-    for stale in (f"{kind}_{name}.wav" for kind in ("cut", "window") for name in ("input", "target")):
-        (config.out / stale).unlink(missing_ok=True)
+    claim_folder(config)
+    for stale in SOUNDS:
+        outputs.remove(config.out / stale)
+    into = partial(outputs.writing, overwrite=config.overwrite)
     report: dict[str, Any] = {
         "verdict": "match" if match else "no match",
         "score": float(score[0]),
@@ -152,11 +153,21 @@ def refine_songs(config: RefineConfig) -> dict[str, Any]:
                 decoded = codec.decode(latents)[0].cpu()
             for kind, audio in (("cut", cut), ("window", decoded)):
                 files.append(f"{kind}_{name}.wav")
-                write_audio(config.out / files[-1], audio, codec.sample_rate, comment=comment)
+                write_audio(config.out / files[-1], audio, codec.sample_rate, comment=comment, into=into)
     report["files"] = [*files, "windows.png", "refine.json"]
-    draw(config, report, clips, codec)
-    (config.out / "refine.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    outputs.write_text(
+        config.out / "refine.json", strict_json.dumps(report, indent=2) + "\n", overwrite=config.overwrite
+    )
+    draw(config, report, clips, codec)  # last: what was found is not to hang on a picture
     return report
+
+
+def claim_folder(config: RefineConfig) -> None:
+    """Raises `UsageError` where a file in `config.out` would be lost, whatever the search finds."""
+    if config.out.is_dir():
+        advice = "name another --out" if config.overwrite else "name another --out, or add --overwrite to replace it"
+        paths = (config.out / name for name in FILES)
+        outputs.claim(*paths, reads=reads(config), overwrite=config.overwrite, advice=advice)
 
 
 def draw(config: RefineConfig, report: dict[str, Any], clips: list[Clip], codec: Codec) -> None:
@@ -176,7 +187,8 @@ def draw(config: RefineConfig, report: dict[str, Any], clips: list[Clip], codec:
         title=f"{config.input.name} and {config.target.name}: {report['verdict']} (score {report['score']:.2f}, "
         f"a match from {report['threshold']:.2f})",
     )
-    save_figure(figure, config.out / "windows.png")
+    into = partial(outputs.writing, overwrite=config.overwrite)
+    save_figure(figure, config.out / "windows.png", into=into)
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import socket
 from pathlib import Path
 from typing import TextIO
 
 from ..errors import UsageError
+from .outputs import LOCK
 
 log = logging.getLogger(__name__)
+
+_OWNER = re.compile(r"process \d+ on \S*\n")
 
 
 class FolderLock:
@@ -39,7 +43,10 @@ class FolderLock:
             UsageError: another process holds it; the message says which.
             OSError: the file cannot be opened.
         """
-        file = open(self.folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - released in `release`
+        path = self.folder / LOCK
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UsageError(f"{str(path)!r} is no lock of adaptive-window's: name another folder")
+        file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - released in `release`
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:  # fcntl(2): EAGAIN or EACCES
@@ -51,6 +58,10 @@ class FolderLock:
             ) from error
         except OSError as error:
             log.warning("%s: no locks here (%s): nothing keeps a second run out", self.folder, error.strerror)
+        file.seek(0)
+        if (content := file.read(1000)) and not _OWNER.fullmatch(content):
+            file.close()
+            raise UsageError(f"{str(path)!r} is somebody else's file, and here would be a lock: name another folder")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -39,19 +39,23 @@ from adaptive_window.kernels import resample_windows
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..audio.synthesis import write_demo_set
-from ..config import AblateConfig, TrainConfig, to_plain
+from ..config import AblateConfig, TrainConfig, check, reads, to_plain, to_yaml
 from ..console import note
 from ..device import choose_device
 from ..errors import UsageError
 from ..plots import ablation_figure, save_figure
+from ..storage import outputs
 from ..storage.lock import FolderLock
 from .checkpoint import BEST, LAST, PREVIOUS
+from .folder import CONFIG, holds_run, prepare_folder, save_config
 from .logging import RunLog
 from .loop import Trainer
-from .run import check_config, prepare_data, prepare_folder
+from .run import check_options, prepare_data
 
 VARIANTS = ("single window", "+ multiple windows", "+ compression", "+ tonality")
 SMALL: dict[str, Any] = {"component_dim": 16, "composer_heads": 4, "composer_layers": 2, "composer_dim": 64}
+FILES = (CONFIG, "ablation.csv", "ablation.md", "ablation.png")
+ELSEWHERE = {"data", "out", "cache", "weights", "device", "workers", "seeds"}  # a resumed ablation may differ in these
 HELD_OUT_CLIPS = 4  # of every held-out song
 HEARD = ("fluctuation", "onsets_input", "harmony_target", "copies")
 
@@ -78,32 +82,58 @@ def run_ablation(config: AblateConfig) -> str:
     Raises:
         UsageError, and the errors of codecs, audio and data: what the user has to change, named.
     """
+    check(config)
+    check_options(base_config(config))
     with FolderLock(config.out) as lock:
-        prepare_folder(config.out, lock, resume=False)
-        if (config.out / "ablation.csv").exists():
-            raise UsageError(f"{config.out} holds an ablation already: name another --out")
+        prepare_folder(config.out, lock, resume=False, files=FILES, folders=("runs", "songs"), reads=reads(config))
+        begun = any((config.out / name).exists() for name in ("ablation.csv", "runs"))
+        if begun and not config.resume:
+            raise UsageError(
+                f"{config.out} holds an ablation already: add --resume to finish it, or name another --out"
+            )
+        if config.resume and not begun:
+            raise UsageError(f"--resume: {config.out} holds no ablation to go on with")
+        if config.resume:
+            check_same(config)
         return _run_ablation(config)
+
+
+def check_same(config: AblateConfig) -> None:
+    """Raises `UsageError` where the ablation in the folder was begun with other options."""
+    path = config.out / CONFIG
+    if config.force or not path.exists():
+        return
+    theirs, ours = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(to_yaml(config))
+    changed = [
+        f"its {key} is {theirs[key]}, here {ours[key]}"
+        for key in sorted(theirs.keys() & ours.keys() - ELSEWHERE)
+        if theirs[key] != ours[key]
+    ]
+    if changed:
+        raise UsageError(f"cannot resume {config.out}: {'; '.join(changed)}. Set it as it was, or add --force")
 
 
 def _run_ablation(config: AblateConfig) -> str:
     base = base_config(config)
-    check_config(base)
     if config.data is None:
         note(f"synthesizing {config.songs} training and {config.held_out_songs} held-out pairs of 24 s pieces")
         write_demo_set(base.data, pairs=config.songs, val=config.held_out_songs, seed=config.seed)
-    (config.out / "config.yaml").write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+    save_config(config, config.out / CONFIG)
     codec, train_set, held_out = prepare_data(base, choose_device(config.device), HELD_OUT_CLIPS)
-    scores = []
+    scores = read_csv(config.out / "ablation.csv") if config.resume else []
+    done = {(score.variant, score.seed) for score in scores}
     for seed in range(config.seed, config.seed + config.seeds):
         for variant in VARIANTS:
+            if (variant, seed) in done:
+                continue
             scores.append(run_variant(config, base, variant, seed, codec, train_set, held_out))
             note(f"{variant}, seed {seed}: skill {scores[-1].skill:.4f}, {scores[-1].seconds_per_step:.2f} s a step")
             write_csv(scores, config.out / "ablation.csv")  # after each: what a run that is stopped has found
     table = as_table(scores)
-    (config.out / "ablation.md").write_text(table + "\n", encoding="utf-8")
+    outputs.write_text(config.out / "ablation.md", table + "\n")
     by_variant = {variant: [s.skill for s in scores if s.variant == variant] for variant in VARIANTS}
     figure = ablation_figure(by_variant, f"{config.max_steps} steps of {config.batch_size}, {config.seeds} seeds")
-    save_figure(figure, config.out / "ablation.png")
+    save_figure(figure, config.out / "ablation.png", into=outputs.writing)
     return table
 
 
@@ -137,15 +167,19 @@ def run_variant(
         max_ratio=config.max_ratio if parts >= 2 else 1.0,
         max_strength=1.0 if parts >= 3 else 0.0,
     )
-    prepare_folder(out, resume=False)
+    changed = dataclasses.replace(changed, resume=holds_run(out))  # where an ablation that is resumed was interrupted
+    prepare_folder(out, resume=changed.resume)
+    if not changed.resume:
+        outputs.remove(out / "metrics.jsonl")  # of one that was interrupted before its first checkpoint
     trainer = Trainer(changed, codec, train_set, held_out, **(SMALL if config.agent == "small" else {}))
-    log = RunLog(out, to_plain(changed), tensorboard=False, mlflow=False)
+    resumed = trainer.logged_until() if changed.resume else None
+    log = RunLog(out, to_plain(changed), tensorboard=False, mlflow=False, resumed=resumed)
     try:
         heard = trainer.run(log).heard
     finally:
         log.close()
-        for name in (BEST, LAST, PREVIOUS):
-            (out / name).unlink(missing_ok=True)
+    for name in (BEST, LAST, PREVIOUS):
+        outputs.remove(out / name)
     distance, constant = distances(trainer)
     seconds = float(np.median(trainer.step_seconds))
     kept = {name: heard[name] for name in HEARD}
@@ -172,8 +206,18 @@ def distances(trainer: Trainer) -> tuple[float, float]:
     return float(distance), float(constant_distance)
 
 
+def read_csv(path: Path) -> list[Score]:
+    """What `write_csv` wrote; nothing where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    kinds = {"variant": str, "seed": int}
+    return [Score(**{name: kinds.get(name, float)(value) for name, value in row.items()}) for row in rows]
+
+
 def write_csv(scores: list[Score], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with outputs.writing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Score)])
         writer.writeheader()
         writer.writerows(dataclasses.asdict(score) for score in scores)

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..console import note
 from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
+from ..storage import strict_json
 from ..storage.durable import flush, remove_leftovers, replacing
 
 FORMAT = 2
@@ -73,7 +74,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
     tensors |= {f"random.{name}": value for name, value in checkpoint.random.items()}
     tensors |= {f"evaluation.{name}": value for name, value in checkpoint.evaluations.items()}
     on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {KEY: json.dumps({"format": FORMAT, **checkpoint.info}), "sha256": UNSEALED}
+    metadata = {KEY: strict_json.dumps({"format": FORMAT, **checkpoint.info}), "sha256": UNSEALED}
     # not save_file: its temporary file has a name of its own, by which nobody would find it after a kill
     content = save(on_cpu, metadata=metadata)
     try:
@@ -89,13 +90,25 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None
         ) from error
 
 
+def checkpoint_in(path: Path) -> Path:
+    """The checkpoint that a path names: a file, or the best one of a run's folder (a demo's has it in `run`)."""
+    if not path.is_dir():
+        return path
+    for folder in (path, path / "run"):
+        for name in (BEST, LAST, PREVIOUS):
+            if (folder / name).is_file():
+                return folder / name
+    raise CheckpointError(f"no checkpoint in the folder {path} (searched for {BEST}, {LAST})")
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a file on the CPU, whole or not at all.
+    """Reads a file on the CPU, whole or not at all; of a folder, `checkpoint_in` it.
 
     Raises:
         DamagedCheckpoint: damaged, or not a safetensors file.
         CheckpointError: no such file, not of this package, or written by a newer version.
     """
+    path = checkpoint_in(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:

@@ -12,8 +12,11 @@ from torch.utils.data import DataLoader
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..audio.files import write_audio
+from ..console import note
+from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..plots import PairWindows, figure_image, save_figure, windows_figure
+from ..storage import outputs
 from .objective import Objective
 from .report import COLUMNS, WindowReport
 
@@ -93,7 +96,17 @@ def pairs_in_seconds(windows: dict[str, torch.Tensor], codec: Codec, index: int 
 
 
 def write_examples(trainer: Trainer, log: RunLog) -> None:
-    """Audio (the mean of all pairs) and pictures of its windows, of the first held-out examples: `out/examples`."""
+    """Audio (the mean of all pairs) and pictures of its windows, of the first held-out examples: `out/examples`.
+
+    A file there that is not ours to replace is left as it is, with a warning: examples are never worth the run.
+    """
+    try:
+        _write_examples(trainer, log)
+    except UsageError as error:
+        note(f"warning: {error}; these examples are not kept")
+
+
+def _write_examples(trainer: Trainer, log: RunLog) -> None:
     folder = trainer.config.out / "examples"
     folder.mkdir(exist_ok=True)
     agent, codec, step = trainer.agent, trainer.codec, trainer.progress.step
@@ -105,7 +118,7 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
         with torch.no_grad():
             audio = codec.decode(latents.float())[0].cpu()
         comment = "random codec weights" if codec.random else None
-        write_audio(folder / f"step{step:06d}-{k}.wav", audio, codec.sample_rate, comment=comment)
+        write_audio(folder / f"step{step:06d}-{k}.wav", audio, codec.sample_rate, comment=comment, into=outputs.writing)
         figure = windows_figure(
             clips[0].numpy(),
             clips[1].numpy(),
@@ -114,6 +127,6 @@ def write_examples(trainer: Trainer, log: RunLog) -> None:
             window_seconds=trainer.config.window_seconds,
             title=f"windows at step {step}",
         )
-        save_figure(figure, folder / f"step{step:06d}-{k}.png")
+        save_figure(figure, folder / f"step{step:06d}-{k}.png", into=outputs.writing)
         log.audio(step, f"composed/{k}", audio.flatten().clamp(-1, 1).numpy(), codec.sample_rate)
         log.picture(step, f"windows/{k}", figure_image(figure))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..console import note
+from ..storage import outputs, strict_json
 from ..storage.durable import remove_leftovers, write_bytes
 from . import distributed
 
@@ -44,16 +45,17 @@ class RunLog:
         if not distributed.is_main():
             self._metrics: TextIO = io.StringIO()
             return
+        metrics = outputs.growing(out / "metrics.jsonl")
         if resumed is not None:
-            _drop_entries_after(out / "metrics.jsonl", *resumed)
-        self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
+            _drop_entries_after(metrics, *resumed)
+        self._metrics = metrics.open("a", encoding="utf-8")
         if tensorboard:
             self._guarded("TensorBoard", lambda: self._open_tensorboard())
         if mlflow:
             self._guarded("MLflow", lambda: self._open_mlflow(config))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.write(strict_json.dumps({"step": step, **values}) + "\n")
         self._metrics.flush()
         if self._writer is not None:
             self._guarded("TensorBoard", lambda: [self._writer.add_scalar(k, v, step) for k, v in values.items()])
@@ -81,14 +83,19 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if self._resumed is None else self._resumed[0] + 1
-        self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=purge)
+        folder = self.out / "tensorboard"
+        before = set(folder.iterdir()) if folder.is_dir() else set()
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        for new in set(folder.iterdir()) - before:
+            outputs.growing(new, ours=True)
 
     def _open_mlflow(self, config: dict[str, Any]) -> None:
         import mlflow
 
         logging.getLogger("alembic").setLevel(logging.WARNING)  # a line for every table of a new sqlite store
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            mlflow.set_tracking_uri(f"sqlite:///{(self.out / 'mlflow.db').resolve()}")
+            store = outputs.growing(self.out / "mlflow.db")
+            mlflow.set_tracking_uri(f"sqlite:///{store.resolve()}")
         mlflow.set_experiment("adaptive-window")
         mlflow.start_run(run_name=self.out.name)
         self._mlflow = mlflow
@@ -113,7 +120,8 @@ def _drop_entries_after(path: Path, step: int, evaluation: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:  # the line in which a kill came
+            entry["step"]
+        except (ValueError, TypeError, KeyError):  # the line in which a kill came
             continue
         if entry["step"] <= (evaluation if "held_out/loss" in entry else step):
             kept.append(line + "\n")

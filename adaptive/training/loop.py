@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from ..console import Meter, note
 from ..device import choose_device
 from ..errors import RunError
 from ..model.agent import AdaptiveWindowCreativeAgent
+from ..storage import outputs, strict_json
 from . import checkpoint as files
 from . import data_parallel, distributed
 from .evaluation import Evaluation, evaluate, write_examples
@@ -325,5 +325,5 @@ def write_summary(trainer: Trainer, final: Evaluation, path: Path) -> dict[str, 
         "windows": final.windows.scalars(),
         "heard": final.heard,
     }
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    outputs.write_text(path, strict_json.dumps(summary, indent=2) + "\n")
     return summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,21 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from ..audio.cache import LatentCache
 from ..audio.codec import Codec, load_codec
 from ..audio.dataset import ClipDataset, Example, files_of, find_bad, find_examples
-from ..config import TrainConfig, cache_folder, to_plain
+from ..config import TrainConfig, cache_folder, check, reads, to_plain
 from ..console import note
 from ..device import choose_device
 from ..errors import UsageError
 from ..plots import save_figure, trajectory_figure
+from ..storage import outputs
 from ..storage.lock import FolderLock
 from . import distributed
-from .checkpoint import LAST, PREVIOUS
 from .evaluation import Evaluation
+from .folder import CONFIG, holds_run, prepare_folder, save_config
 from .logging import RunLog
 from .loop import Trainer, write_summary
 from .signals import StopSignals
@@ -39,33 +38,6 @@ class RunResult:
     codec: Codec
     final: Evaluation
     summary: dict[str, Any]
-
-
-def holds_run(out: Path) -> bool:
-    return any((out / name).exists() for name in (LAST, PREVIOUS))
-
-
-def prepare_folder(out: Path, lock: FolderLock | None = None, *, resume: bool) -> None:
-    """Makes the run's folder, takes its lock where one is given, and finds out now that it cannot be written.
-
-    Raises:
-        UsageError: not a folder, not writable, in use, holds a run already, or holds none to resume.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; name a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written ({error}); name a folder that can") from error
-    if lock is not None:
-        lock.take()
-    if resume and not holds_run(out):
-        raise UsageError(f"--resume: {out} holds no {LAST} to go on from")
-    if holds_run(out) and not resume:
-        raise UsageError(f"{out} holds a run already: add --resume to go on with it, or name another --out")
 
 
 def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
@@ -88,11 +60,11 @@ def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
 def _run(
     config: TrainConfig, device: torch.device, stop: StopSignals, agent_options: dict[str, Any], lock: FolderLock
 ) -> RunResult:
-    distributed.on_main(lambda: check_config(config))
+    distributed.on_main(lambda: check_options(config))
     name = str(config.out.resolve())
     if distributed.begun_before(name):
         config = replace(config, resume=distributed.on_main(lambda: holds_run(config.out)))
-    distributed.on_main(lambda: prepare_folder(config.out, lock, resume=config.resume))
+    distributed.on_main(lambda: prepare_folder(config.out, lock, resume=config.resume, reads=reads(config)))
     distributed.mark_begun(name)
     codec, train_set, held_out_set = prepare_data(config, device)
     note(
@@ -100,8 +72,7 @@ def _run(
         f"({codec.frame_rate:g} frames/s), {device}{f', {distributed.size()} processes' * distributed.launched()}"
     )
     if distributed.is_main():
-        text = yaml.safe_dump(to_plain(config), sort_keys=False)
-        (config.out / "config.yaml").write_text(text, encoding="utf-8")
+        save_config(config, config.out / CONFIG)
     trainer = Trainer(config, codec, train_set, held_out_set, stop, **agent_options)
     log = RunLog(
         config.out,
@@ -154,18 +125,10 @@ def prepare_data(
     return codec, train_set, held_out_set
 
 
-def check_config(config: TrainConfig) -> None:
-    """Raises `UsageError` where options do not go together."""
+def check_options(config: TrainConfig) -> None:
+    """Raises `UsageError` where options do not go together, or not with this number of processes."""
+    check(config)
     distributed.check_batch_size(config.batch_size)
-    clip, window = config.clip_seconds, config.window_seconds
-    if clip < window:
-        raise UsageError(f"--clip-seconds {clip:g} is shorter than --window-seconds {window:g}")
-    longest = config.max_ratio * window
-    if longest > clip * (1 + 1e-9):
-        raise UsageError(
-            f"--max-ratio {config.max_ratio:g} makes windows of up to {longest:g} s, longer than --clip-seconds "
-            f"{clip:g}: clips of {longest:g} s, or a --max-ratio of at most {clip / window:g}"
-        )
 
 
 def check_frames(config: TrainConfig, codec: Codec) -> None:
@@ -198,7 +161,7 @@ def draw_trajectory(evaluations: list[Evaluation], metrics: Path, path: Path) ->
     figure = trajectory_figure(
         [e.step for e in evaluations], held_out, title="windows in training", line_steps=steps, lines=batches
     )
-    save_figure(figure, path)
+    save_figure(figure, path, into=outputs.writing)
 
 
 def training_windows(metrics: Path, frame_rate: float) -> tuple[list[int], dict[str, NDArray[np.float64]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..config import to_plain
 from ..console import note
+from ..model.agent import AdaptiveWindowCreativeAgent
 from . import distributed
 from .checkpoint import Checkpoint, CheckpointError, load_weights
 from .evaluation import Evaluation
@@ -60,7 +62,7 @@ def take_state(trainer: Trainer) -> Checkpoint:
             "clip_frames": codec.frames(config.clip_seconds),
             "config": to_plain(config),
             "data_order": data_order(trainer),
-            "progress": vars(trainer.progress),
+            "progress": vars(trainer.progress),  # no loss yet is an infinite one, which JSON has not: null
             "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts, "heard": e.heard} for e in evaluations],
         },
     )
@@ -80,14 +82,19 @@ def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
         )
     codec = trainer.codec
     ours = {**trainer.agent_arguments, "codec": f"{codec.name} (fingerprint {codec.fingerprint})"}
-    theirs = {**info["agent"], "codec": f"{info['codec']['name']} (fingerprint {info['codec']['fingerprint']})"}
+    theirs = {
+        **agent_defaults(),  # options that are newer than the checkpoint
+        **info["agent"],
+        "codec": f"{info['codec']['name']} (fingerprint {info['codec']['fingerprint']})",
+    }
     if changed := differences(theirs, ours):
         raise CheckpointError(f"cannot resume {path}: {'; '.join(changed)}. Set it as it was, or name another --out")
     load_weights(trainer.agent, saved.model, path)
     restore_optimizer(trainer.optimizer, trainer.agent, saved.optimizer)
     if states := distributed.part_of_rank(saved.random):  # none for a rank that the saved run did not have
         restore_random(states, trainer.device)
-    trainer.progress = Progress(**info["progress"])
+    progress = info["progress"]
+    trainer.progress = Progress(**{**progress, "best": math.inf if progress["best"] is None else progress["best"]})
     if changed := differences(info["data_order"], data_order(trainer)):
         text = "; ".join(changed)
         if not config.force:
@@ -100,6 +107,12 @@ def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
     trainer.evaluations = [
         _evaluation_of(found, saved.evaluations[str(k)], trainer) for k, found in enumerate(info["evaluations"])
     ]
+
+
+def agent_defaults() -> dict[str, Any]:
+    """The agent's options as they are where nobody names them."""
+    parameters = inspect.signature(AdaptiveWindowCreativeAgent).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
 def data_order(trainer: Trainer) -> dict[str, Any]:
@@ -206,4 +219,10 @@ def _evaluation_of(found: dict[str, Any], windows: Tensor, trainer: Trainer) -> 
         config.max_ratio,
         config.max_strength,
     )
-    return Evaluation(found["step"], found["loss"], found["parts"], report, found.get("heard", {}))
+    parts, heard = ({name: _number(value) for name, value in found.get(key, {}).items()} for key in ("parts", "heard"))
+    return Evaluation(found["step"], _number(found["loss"]), parts, report, heard)
+
+
+def _number(value: float | None) -> float:
+    """What was not finite is null in JSON."""
+    return math.nan if value is None else value

@@ -17,6 +17,15 @@ from .prepare import Prepared, prepare
 from .source import Source
 
 
+class Places(NamedTuple):
+    """Where every frame of every window lies, [B, P, W] each."""
+
+    index: Tensor  # int32, i
+    fraction: Tensor  # f
+    along_start: Tensor | None  # ∂p/∂start
+    along_ratio: Tensor | None
+
+
 class Normed(NamedTuple):
     """What `Chain.norm` leaves, as far as it was asked for."""
 
@@ -103,3 +112,8 @@ class Call:
         config = self.configuration(kernel)
         block_t = max(config.constants["BLOCK_T"], triton.next_power_of_2(4 * self.halo))
         return replace(config, constants={**config.constants, "BLOCK_T": block_t}), self.halo
+
+
+def place_arguments(call: Call, places: Places | None) -> dict[str, Tensor]:
+    """Arguments of the kernels that write or read places."""
+    return {f"{name}_ptr": call.spare(getattr(places, name, None)) for name in Places._fields}

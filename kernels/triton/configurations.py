@@ -99,30 +99,37 @@ TABLE: dict[str, tuple[Row, ...]] = {
 
 TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "norm_backward": (
-        Row(_c(8, BLOCK_T=32, FOLD=4), arch=0),
-        Row(_c(8, BLOCK_T=16, FOLD=1), precision="fp64", even=False),
-        Row(_c(8, BLOCK_T=32, FOLD=4), precision="fp64"),
-        Row(_c(8, BLOCK_T=32, FOLD=4), even=False),
-        Row(_c(8, BLOCK_T=64, FOLD=4)),
+        Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), arch=0, precision="fp64"),
+        Row(_c(8, BLOCK_T=32, FOLD=2, APART=8, HOIST=True, STAGES=1), arch=0),
+        Row(_c(8, BLOCK_T=16, FOLD=1, APART=1, HOIST=False, STAGES=1), precision="fp64", even=False),
+        Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), precision="fp64"),
+        Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), even=False),
+        Row(_c(8, BLOCK_T=64, FOLD=4, APART=1, HOIST=False, STAGES=1), arch=80),
+        Row(_c(4, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=2, per_processor=2), precision="bf16"),
+        Row(_c(4, BLOCK_T=32, FOLD=2, APART=8, HOIST=False, STAGES=2, per_processor=2)),
     ),
     "product_backward": (
-        Row(_c(8, BLOCK_T=32), arch=0),
-        Row(_c(8, BLOCK_T=32), precision="fp64"),
-        Row(_c(8, BLOCK_T=32), arch=80, precision="bf16x3"),
-        Row(_c(8, BLOCK_T=64)),
+        Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), arch=0, precision="fp64"),
+        Row(_c(8, BLOCK_T=32, TURN=True, STAGES=1), arch=0),
+        Row(_c(8, BLOCK_T=16, TURN=False, STAGES=1), arch=90, precision="fp64"),
+        Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), precision="fp64"),
+        Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), arch=80, precision="bf16x3"),
+        Row(_c(8, BLOCK_T=64, TURN=False, STAGES=1), arch=80),
+        Row(_c(8, BLOCK_T=32, TURN=True, STAGES=3), precision="tf32"),
+        Row(_c(8, BLOCK_T=64, TURN=False, STAGES=3), precision="bf16"),
+        Row(_c(8, BLOCK_T=64, TURN=False, STAGES=1)),
     ),
     "wide_norm_backward": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
     "wide_product": (Row(_c(4, BLOCK_T=64, BLOCK_C=64)),),
     "wide_weight": (Row(_c(4, BLOCK_T=64, BLOCK_C=64, per_processor=2)),),
-    "place_windows": (Row(_c(4, BLOCK_T=128)),),
-    "finish_windows": (Row(_c(4, BLOCK=256)),),
-    "finish_weights": (Row(_c(8, BLOCK_C=16, BLOCK_R=16)),),
+    "finish_gradients": (Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=32)),),  # rows of 128 channels; of more, fewer
     "window_backward": (  # COLUMNS is the number of warps
         Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),
         Row(_c(8, BLOCK_T=128, BLOCK_C=8, FOLD=4, COLUMNS=8), precision="fp64"),
         Row(_c(4, BLOCK_T=128, BLOCK_C=8, FOLD=1, COLUMNS=1), even=False),  # a thread holds one frame, all channels
         Row(_c(4, BLOCK_T=128, BLOCK_C=8, FOLD=4, COLUMNS=4), frames_apart=True),
-        Row(_c(4, BLOCK_T=128, BLOCK_C=16, FOLD=4, COLUMNS=4)),
+        Row(_c(4, BLOCK_T=128, BLOCK_C=16, FOLD=4, COLUMNS=4), arch=80),
+        Row(_c(8, BLOCK_T=128, BLOCK_C=32, FOLD=4, COLUMNS=8)),
     ),
 }
 

@@ -1,10 +1,11 @@
-"""The depthwise convolution, within a tile and as a stage of its own: windows to z."""
+"""The depthwise convolution, within a tile and as a stage of its own: windows to z, and where their frames lie."""
 
+import torch
 import triton
 import triton.language as tl
 
-from .call import Call
-from .interpolation import channel_offsets
+from .call import Call, Places, place_arguments
+from .interpolation import channel_offsets, place_tile, position_slopes, read_window, source_frames
 from .launch import launch
 from .operands import Split, split
 from .source import place_frames, read_frames
@@ -28,6 +29,36 @@ def depthwise(y, c, j, weight_ptr, K: tl.constexpr, PADDED: tl.constexpr, BLOCK_
 
 
 @triton.jit
+def store_places(
+    start_ptr,
+    ratio_ptr,
+    index_ptr,
+    fraction_ptr,
+    along_start_ptr,
+    along_ratio_ptr,
+    pair,
+    t0,
+    t,
+    own,
+    T,
+    W: tl.constexpr,
+    NEED_SLOPES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """i, f, and the slopes of p, of the frames t of one window."""
+    window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
+    tile = place_tile(window, t0, T, COMPUTE)
+    i, _, w1 = source_frames(t, window, tile, W, COMPUTE)
+    offsets = pair.to(tl.int64) * W + t
+    tl.store(index_ptr + offsets, tile[0] + i, mask=own)
+    tl.store(fraction_ptr + offsets, w1, mask=own)
+    if NEED_SLOPES:
+        along_start, along_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
+        tl.store(along_start_ptr + offsets, along_start, mask=own)
+        tl.store(along_ratio_ptr + offsets, along_ratio, mask=own)
+
+
+@triton.jit
 def recompute_windows(
     source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
     start_ptr,  # [B, P]
@@ -35,6 +66,10 @@ def recompute_windows(
     depthwise_ptr,  # [K, PADDED]
     z_ptr,  # out: [B, P, C, W], its dtype decides the rounding
     z_lo_ptr,  # out: z − hi, only for "bf16x3"
+    index_ptr,  # out: [B, P, W] int32, i
+    fraction_ptr,  # out: [B, P, W], f
+    along_start_ptr,  # out: [B, P, W], ∂p/∂start
+    along_ratio_ptr,  # out: [B, P, W], ∂p/∂ratio
     T,
     stride_b,
     stride_p,
@@ -45,6 +80,8 @@ def recompute_windows(
     STRIDE_C: tl.constexpr,
     STRIDE_T: tl.constexpr,
     RESAMPLE: tl.constexpr,
+    NEED_PLACES: tl.constexpr,
+    NEED_SLOPES: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -52,7 +89,10 @@ def recompute_windows(
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """z without its bias. Grid (tiles of BLOCK_T − 2·HALO frames of all windows, chunks of BLOCK_C channels)."""
+    """z without its bias; the programs of the first channels also store the places.
+
+    Grid (tiles of BLOCK_T − 2·HALO frames of all windows, chunks of BLOCK_C channels).
+    """
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
     SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
@@ -67,27 +107,55 @@ def recompute_windows(
     )
     y = read_frames(tile_ptr, c, i, w0, w1, inside, C, SPAN, STRIDE_C, STRIDE_T, RESAMPLE)
     z = depthwise(y, c, j, depthwise_ptr, K, PADDED, BLOCK_C)
-    own = ((j >= HALO) & (j < BLOCK_T - HALO) & (t < W))[:, None]
-    mask = own & (c < C)[None, :] if C != SPAN else own
+    own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W)
+    mask = own[:, None] & (c < C)[None, :] if C != SPAN else own[:, None]
     base = pair.to(tl.int64) * (C * W)
     offsets = channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
     hi, lo = split(z, PRECISION)
     tl.store(z_ptr + base + offsets, hi, mask=mask)
     if PRECISION == "bf16x3":
         tl.store(z_lo_ptr + base + offsets, lo, mask=mask)
+    if NEED_PLACES:
+        if tl.program_id(1) == 0:
+            store_places(
+                start_ptr,
+                ratio_ptr,
+                index_ptr,
+                fraction_ptr,
+                along_start_ptr,
+                along_ratio_ptr,
+                pair,
+                t0,
+                t,
+                own,
+                T,
+                W,
+                NEED_SLOPES,
+                COMPUTE,
+            )
 
 
-def recompute(call: Call) -> Split:
-    """z `[B, P, C, W]`, as the products take it."""
+def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> tuple[Split, Places | None]:
+    """z `[B, P, C, W]`, as the products take it; and the places of a clip's windows, if asked for."""
     batch, pairs, channels, window = call.shape
     config, halo = call.with_overlap("recompute_windows")
     own, block_c = config.constants["BLOCK_T"] - 2 * halo, config.constants["BLOCK_C"]
-    z = call.operand()
+    z, placed = call.operand(), None
+    if places and call.source.resample:
+        placed = Places(
+            call.scratch(batch, pairs, window, dtype=torch.int32),
+            call.scratch(batch, pairs, window),
+            call.scratch(batch, pairs, window) if slopes else None,
+            call.scratch(batch, pairs, window) if slopes else None,
+        )
     arguments = {
         **call.source.arguments(pairs),
         "depthwise_ptr": call.prepared.depthwise,
         "z_ptr": z.hi,
         "z_lo_ptr": z.lo,
+        **place_arguments(call, placed),
+        "NEED_PLACES": placed is not None,
+        "NEED_SLOPES": placed is not None and slopes,
         "K": call.taps,
         "PADDED": call.padded,
         "HALO": halo,
@@ -96,4 +164,4 @@ def recompute(call: Call) -> Split:
     }
     grid = (batch * pairs * triton.cdiv(window, own), triton.cdiv(channels, block_c))
     launch(recompute_windows, grid, config, arguments, outputs=own * block_c)
-    return z
+    return z, placed

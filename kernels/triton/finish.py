@@ -1,10 +1,11 @@
 """The last step of the backward pass: partial sums become gradients, in the dtype of what they belong to.
 
-Two launches instead of some thirty small ones of PyTorch, which together would take a good part of the pass's time.
-Sums run over rows in a fixed order.
+One launch, whose programs do different things, instead of some thirty small ones of PyTorch, which together would take
+a good part of the pass's time. Sums run over rows in a fixed order.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import triton
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..weights import Weights
 from .call import Call, Normed, Windowed
-from .launch import TRITON_TYPE, launch
+from .launch import launch
 from .loops import runtime_range
 
 
@@ -29,12 +30,81 @@ def sum_rows(ptr, rows, stride, c, mask, COMPUTE: tl.constexpr, PADDED: tl.const
 
 
 @triton.jit
-def finish_windows(
-    heard_ptr,  # [B, P, W], Σ_c g·γ·n
-    sums_ptr,  # [B, P, C], Σ_t g
-    scalars_ptr,  # [B, P, CHUNKS, 3], dstart, dratio and Σ g·y of each chunk of channels
-    norm_bias_ptr,  # [C or more]
-    dstart_ptr,  # out: [B, P]
+def finish_columns(
+    n,
+    dproduct_ptr,
+    dbias_ptr,
+    pointwise_weight_ptr,
+    depthwise_bias_ptr,
+    depthwise_bias_grad_ptr,
+    pointwise_weight_grad_ptr,
+    rows,
+    shares,
+    C: tl.constexpr,
+    NEED_DEPTHWISE_BIAS: tl.constexpr,
+    NEED_POINTWISE_WEIGHT: tl.constexpr,
+    PADDED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """dA and dd₀ of BLOCK_C input channels."""
+    c = tl.arange(0, PADDED)
+    column = n * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (column < C)[:, None] & (c < C)[None, :]  # [in, out]
+    offsets = column[:, None] + c[None, :] * C  # of A [out, in]
+    dbias = sum_rows(dbias_ptr, rows, C, c, c < C, COMPUTE, PADDED, BLOCK_R)
+    if NEED_POINTWISE_WEIGHT:
+        BLOCK_S: tl.constexpr = BLOCK_R // BLOCK_C if BLOCK_R > BLOCK_C else 1
+        total = tl.zeros((BLOCK_S, BLOCK_C, PADDED), COMPUTE)
+        inner = column[:, None] * C + c[None, :]
+        for first in runtime_range(0, shares, BLOCK_S, num_stages=1):
+            share = first + tl.arange(0, BLOCK_S)
+            share_offsets = share.to(tl.int64)[:, None, None] * (C * C) + inner[None, :, :]
+            total += tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & mask[None], other=0.0)
+        d = tl.load(depthwise_bias_ptr + column, mask=column < C, other=0.0).to(COMPUTE)
+        da = tl.sum(total, 0) + d[:, None] * dbias[None, :]
+        da -= (tl.sum(da, 1) / C)[:, None]
+        tl.store(pointwise_weight_grad_ptr + offsets, da.to(pointwise_weight_grad_ptr.dtype.element_ty), mask=mask)
+    if NEED_DEPTHWISE_BIAS:
+        a = tl.load(pointwise_weight_ptr + offsets, mask=mask, other=0.0).to(COMPUTE)
+        a -= (tl.sum(a, 1) / C)[:, None]
+        dd = tl.sum(a * dbias[None, :], 1)
+        tl.store(depthwise_bias_grad_ptr + column, dd.to(depthwise_bias_grad_ptr.dtype.element_ty), mask=column < C)
+
+
+@triton.jit
+def finish_norm_bias(
+    sums_ptr,
+    strength_ptr,
+    norm_bias_grad_ptr,
+    windows,
+    C: tl.constexpr,
+    PADDED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """dβ = Σ s·Σ_t g."""
+    c = tl.arange(0, PADDED)
+    total = tl.zeros((BLOCK_R, PADDED), COMPUTE)
+    for first in runtime_range(0, windows, BLOCK_R, num_stages=1):
+        row = first + tl.arange(0, BLOCK_R)
+        strength = tl.load(strength_ptr + row, mask=row < windows, other=0.0).to(COMPUTE)
+        offsets = row.to(tl.int64)[:, None] * C + c[None, :]
+        total += strength[:, None] * tl.load(
+            sums_ptr + offsets, mask=(row < windows)[:, None] & (c < C)[None, :], other=0.0
+        )
+    tl.store(norm_bias_grad_ptr + c, tl.sum(total, 0).to(norm_bias_grad_ptr.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def finish_window(
+    pair,
+    heard_ptr,
+    sums_ptr,
+    scalars_ptr,
+    norm_bias_ptr,
+    dstart_ptr,
     dratio_ptr,
     dstrength_ptr,
     W: tl.constexpr,
@@ -46,8 +116,8 @@ def finish_windows(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dstart, dratio, and dstrength = Σ g·γ·n + Σ_c β·Σ_t g − Σ g·y. Grid (B·P,)."""
-    pair = tl.program_id(0).to(tl.int64)
+    """dstart, dratio, and dstrength = Σ g·γ·n + Σ_c β·Σ_t g − Σ g·y, of one window."""
+    pair = pair.to(tl.int64)
     j = tl.arange(0, BLOCK)
     start = tl.zeros((BLOCK,), COMPUTE)
     ratio = start
@@ -77,15 +147,21 @@ def finish_windows(
 
 
 @triton.jit
-def finish_weights(
-    dproduct_ptr,  # [C, C], dÂ
+def finish_gradients(
+    dproduct_ptr,  # [shares, C, C] (in, out), partial dÂᵀ
     dbias_ptr,  # [rows, C], partial dâ
     dnorm_ptr,  # [rows, C], partial dγ
     taps_ptr,  # [B, P, K, C], partial dd_k
+    heard_ptr,  # [B, P, W], Σ_c g·γ·n
     sums_ptr,  # [B, P, C], Σ_t g
+    scalars_ptr,  # [B, P, CHUNKS, 3], dstart, dratio and Σ g·y of each chunk of channels
     strength_ptr,  # [B, P]
+    norm_bias_ptr,  # [C or more]
     pointwise_weight_ptr,  # A [C, C]
     depthwise_bias_ptr,  # d₀ [C]
+    dstart_ptr,  # out: [B, P]
+    dratio_ptr,
+    dstrength_ptr,
     depthwise_weight_grad_ptr,  # out: [C, 1, K]
     depthwise_bias_grad_ptr,  # out: [C]
     pointwise_weight_grad_ptr,  # out: [C, C, 1]
@@ -93,71 +169,95 @@ def finish_weights(
     norm_weight_grad_ptr,  # out: [C]
     norm_bias_grad_ptr,  # out: [C]
     rows,
+    shares,
     windows,  # B·P
+    W: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    NEED_START: tl.constexpr,
+    NEED_RATIO: tl.constexpr,
+    NEED_STRENGTH: tl.constexpr,
     NEED_DEPTHWISE_WEIGHT: tl.constexpr,
     NEED_DEPTHWISE_BIAS: tl.constexpr,
     NEED_POINTWISE_WEIGHT: tl.constexpr,
     NEED_POINTWISE_BIAS: tl.constexpr,
     NEED_NORM_WEIGHT: tl.constexpr,
     NEED_NORM_BIAS: tl.constexpr,
+    COLUMN_PROGRAMS: tl.constexpr,
     PADDED: tl.constexpr,
     COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """dA = C(dÂ + dâ·d₀ᵀ), da = C(dâ), dd₀ = Âᵀ·dâ, with C taking the mean off each column; and dd_k, dγ, dβ.
+    """dA = C(dÂ + dâ·d₀ᵀ), da = C(dâ), dd₀ = Âᵀ·dâ, with C taking the mean off each column; dd_k, dγ, dβ; and dstart,
+    dratio and dstrength.
 
-    Grid (⌈PADDED / BLOCK_C⌉ + 1 + K,): BLOCK_C input channels of A each, then the vectors, then one tap each.
+    Grid (COLUMN_PROGRAMS + 3 + K + B·P,): BLOCK_C input channels of A each, da, dγ, dβ, one tap each, one window each.
     """
     # Triton wants one type per name across branches: the names in them differ
     n = tl.program_id(0)
-    c = tl.arange(0, PADDED)
-    real = c < C
-    COLUMN_PROGRAMS: tl.constexpr = (PADDED + BLOCK_C - 1) // BLOCK_C
     if n < COLUMN_PROGRAMS:
-        if NEED_POINTWISE_WEIGHT or NEED_DEPTHWISE_BIAS:
-            column = n * BLOCK_C + tl.arange(0, BLOCK_C)
-            mask = real[:, None] & (column < C)[None, :]
-            offsets = c[:, None] * C + column[None, :]  # [out, in]
-            dbias = sum_rows(dbias_ptr, rows, C, c, real, COMPUTE, PADDED, BLOCK_R)
-            if NEED_POINTWISE_WEIGHT:
-                d = tl.load(depthwise_bias_ptr + column, mask=column < C, other=0.0).to(COMPUTE)
-                da = tl.load(dproduct_ptr + offsets, mask=mask, other=0.0) + dbias[:, None] * d[None, :]
-                da -= (tl.sum(da, 0) / C)[None, :]
-                da_ptr = pointwise_weight_grad_ptr + offsets
-                tl.store(da_ptr, da.to(pointwise_weight_grad_ptr.dtype.element_ty), mask=mask)
-            if NEED_DEPTHWISE_BIAS:
-                a = tl.load(pointwise_weight_ptr + offsets, mask=mask, other=0.0).to(COMPUTE)
-                a -= (tl.sum(a, 0) / C)[None, :]
-                dd = tl.sum(a * dbias[:, None], 0)
-                dd_ptr = depthwise_bias_grad_ptr + column
-                tl.store(dd_ptr, dd.to(depthwise_bias_grad_ptr.dtype.element_ty), mask=column < C)
-    elif n == COLUMN_PROGRAMS:
-        if NEED_POINTWISE_BIAS:
-            shift = sum_rows(dbias_ptr, rows, C, c, real, COMPUTE, PADDED, BLOCK_R)
-            shift -= tl.sum(shift, 0) / C
-            tl.store(pointwise_bias_grad_ptr + c, shift.to(pointwise_bias_grad_ptr.dtype.element_ty), mask=real)
-        if NEED_NORM_WEIGHT:
-            dnorm = sum_rows(dnorm_ptr, rows, C, c, real, COMPUTE, PADDED, BLOCK_R)
-            tl.store(norm_weight_grad_ptr + c, dnorm.to(norm_weight_grad_ptr.dtype.element_ty), mask=real)
-        if NEED_NORM_BIAS:
-            by_strength = tl.zeros((BLOCK_R, PADDED), COMPUTE)
-            for first in runtime_range(0, windows, BLOCK_R, num_stages=1):
-                row = first + tl.arange(0, BLOCK_R)
-                strength = tl.load(strength_ptr + row, mask=row < windows, other=0.0).to(COMPUTE)
-                sums_ptrs = sums_ptr + row.to(tl.int64)[:, None] * C + c[None, :]
-                sums = tl.load(sums_ptrs, mask=(row < windows)[:, None] & real[None, :], other=0.0)
-                by_strength += strength[:, None] * sums
-            dbeta = tl.sum(by_strength, 0)
-            tl.store(norm_bias_grad_ptr + c, dbeta.to(norm_bias_grad_ptr.dtype.element_ty), mask=real)
+        finish_columns(
+            n,
+            dproduct_ptr,
+            dbias_ptr,
+            pointwise_weight_ptr,
+            depthwise_bias_ptr,
+            depthwise_bias_grad_ptr,
+            pointwise_weight_grad_ptr,
+            rows,
+            shares,
+            C,
+            NEED_DEPTHWISE_BIAS,
+            NEED_POINTWISE_WEIGHT,
+            PADDED,
+            COMPUTE,
+            BLOCK_C,
+            BLOCK_R,
+        )
+    elif n < COLUMN_PROGRAMS + 3 + K:
+        c = tl.arange(0, PADDED)
+        real = c < C
+        which = n - COLUMN_PROGRAMS
+        if which == 0:
+            if NEED_POINTWISE_BIAS:
+                shift = sum_rows(dbias_ptr, rows, C, c, real, COMPUTE, PADDED, BLOCK_R)
+                shift -= tl.sum(shift, 0) / C
+                tl.store(pointwise_bias_grad_ptr + c, shift.to(pointwise_bias_grad_ptr.dtype.element_ty), mask=real)
+        elif which == 1:
+            if NEED_NORM_WEIGHT:
+                dnorm = sum_rows(dnorm_ptr, rows, C, c, real, COMPUTE, PADDED, BLOCK_R)
+                tl.store(norm_weight_grad_ptr + c, dnorm.to(norm_weight_grad_ptr.dtype.element_ty), mask=real)
+        elif which == 2:
+            if NEED_NORM_BIAS:
+                finish_norm_bias(sums_ptr, strength_ptr, norm_bias_grad_ptr, windows, C, PADDED, COMPUTE, BLOCK_R)
+        else:
+            if NEED_DEPTHWISE_WEIGHT:
+                k = which - 3
+                tap = sum_rows(taps_ptr + k * C, windows, K * C, c, real, COMPUTE, PADDED, BLOCK_R)
+                tap_ptr = depthwise_weight_grad_ptr + c * K + k
+                tl.store(tap_ptr, tap.to(depthwise_weight_grad_ptr.dtype.element_ty), mask=real)
     else:
-        if NEED_DEPTHWISE_WEIGHT:
-            k = n - COLUMN_PROGRAMS - 1
-            tap = sum_rows(taps_ptr + k * C, windows, K * C, c, real, COMPUTE, PADDED, BLOCK_R)
-            tap_ptr = depthwise_weight_grad_ptr + c * K + k
-            tl.store(tap_ptr, tap.to(depthwise_weight_grad_ptr.dtype.element_ty), mask=real)
+        finish_window(
+            n - (COLUMN_PROGRAMS + 3 + K),
+            heard_ptr,
+            sums_ptr,
+            scalars_ptr,
+            norm_bias_ptr,
+            dstart_ptr,
+            dratio_ptr,
+            dstrength_ptr,
+            W,
+            C,
+            CHUNKS,
+            NEED_START,
+            NEED_RATIO,
+            NEED_STRENGTH,
+            COMPUTE,
+            BLOCK,
+        )
 
 
 def empty_gradient(like: Tensor) -> Tensor:
@@ -165,35 +265,7 @@ def empty_gradient(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def window_gradients(
-    call: Call, normed: Normed, windowed: Windowed, *, start: bool, ratio: bool, strength: bool
-) -> tuple[Tensor | None, ...]:
-    """Gradients of start, ratio and strength."""
-    asked = (start, ratio, strength)
-    like = (call.source.start, call.source.ratio, call.strength)
-    grads = [empty_gradient(v) if need else None for v, need in zip(like, asked, strict=True)]
-    if windowed.scalars is not None:
-        arguments = {
-            "heard_ptr": call.spare(normed.heard),
-            "sums_ptr": call.spare(windowed.sums),
-            "scalars_ptr": windowed.scalars,
-            "norm_bias_ptr": call.prepared.norm_bias,
-            "dstart_ptr": call.spare(grads[0]),
-            "dratio_ptr": call.spare(grads[1]),
-            "dstrength_ptr": call.spare(grads[2]),
-            "CHUNKS": windowed.scalars.shape[2],
-            "NEED_START": start,
-            "NEED_RATIO": ratio,
-            "NEED_STRENGTH": strength,
-            **call.sizes(),
-        }
-        config = call.configuration("finish_windows")
-        pairs = call.strength.numel()
-        launch(finish_windows, (pairs,), config, arguments, outputs=math.prod(call.shape) // pairs)
-    return tuple(grads)
-
-
-def weight_gradients(
+def gradients(
     call: Call,
     normed: Normed,
     windowed: Windowed,
@@ -201,32 +273,48 @@ def weight_gradients(
     weights: Weights,
     asked: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the six weights, None where not `asked`."""
-    grads = [empty_gradient(v) if need else None for v, need in zip(weights, asked, strict=True)]
-    if any(asked):
-        channels, _, taps = weights.depthwise_weight.shape
-        config = call.configuration("finish_weights")
-        padded = triton.next_power_of_2(channels)
-        partial = normed.dbias if normed.dnorm is None else normed.dnorm
-        arguments = {
-            "dproduct_ptr": call.spare(dproduct),
-            "dbias_ptr": call.spare(normed.dbias),
-            "dnorm_ptr": call.spare(normed.dnorm),
-            "taps_ptr": call.spare(windowed.taps),
-            "sums_ptr": call.spare(windowed.sums),
-            "strength_ptr": call.strength,
-            "pointwise_weight_ptr": weights.pointwise_weight.contiguous(),
-            "depthwise_bias_ptr": weights.depthwise_bias.contiguous(),
-            **{f"{name}_grad_ptr": call.spare(grad) for name, grad in zip(Weights._fields, grads, strict=True)},
-            "rows": 0 if partial is None else partial.shape[0],
-            "windows": call.strength.numel(),
-            "C": channels,
-            "K": taps,
-            **{f"NEED_{name.upper()}": need for name, need in zip(Weights._fields, asked, strict=True)},
-            "PADDED": padded,
-            "COMPUTE": TRITON_TYPE[call.compute],
-        }
-        programs = triton.cdiv(padded, config.constants["BLOCK_C"]) + 1 + taps
-        share = max(1, math.prod(call.shape) // programs)  # of the call's elements
-        launch(finish_weights, (programs,), config, arguments, outputs=share)
+    """Gradients of start, ratio, strength and the six weights, None where not `asked`.
+
+    dproduct: dÂᵀ [shares, C, C] (in, out), to be summed over shares.
+    """
+    names = ("start", "ratio", "strength", *Weights._fields)
+    like = (call.source.start, call.source.ratio, call.strength, *weights)
+    grads = [empty_gradient(v) if need else None for v, need in zip(like, asked, strict=True)]
+    if not any(asked):
+        return tuple(grads)
+    config = call.configuration("finish_gradients")
+    padded = triton.next_power_of_2(call.shape[2])
+    block_c, block_r = config.constants["BLOCK_C"], max(1, config.constants["BLOCK_R"] * 128 // padded)
+    config = replace(config, constants={**config.constants, "BLOCK_R": block_r})
+    needs = dict(zip(names, asked, strict=True))
+    columns = triton.cdiv(padded, block_c) if needs["pointwise_weight"] or needs["depthwise_bias"] else 0
+    partial = normed.dbias if normed.dnorm is None else normed.dnorm
+    pairs = call.strength.numel()
+    arguments = {
+        "dproduct_ptr": call.spare(dproduct),
+        "dbias_ptr": call.spare(normed.dbias),
+        "dnorm_ptr": call.spare(normed.dnorm),
+        "taps_ptr": call.spare(windowed.taps),
+        "heard_ptr": call.spare(normed.heard),
+        "sums_ptr": call.spare(windowed.sums),
+        "scalars_ptr": call.spare(windowed.scalars),
+        "strength_ptr": call.strength,
+        "norm_bias_ptr": call.prepared.norm_bias,
+        "pointwise_weight_ptr": weights.pointwise_weight.contiguous(),
+        "depthwise_bias_ptr": weights.depthwise_bias.contiguous(),
+        **{f"d{name}_ptr": call.spare(grad) for name, grad in zip(names[:3], grads[:3], strict=True)},
+        **{f"{name}_grad_ptr": call.spare(grad) for name, grad in zip(names[3:], grads[3:], strict=True)},
+        "rows": 0 if partial is None else partial.shape[0],
+        "shares": 0 if dproduct is None else dproduct.shape[0],
+        "windows": pairs,
+        "K": call.taps,
+        "CHUNKS": 0 if windowed.scalars is None else windowed.scalars.shape[2],
+        **{f"NEED_{name.upper()}": need for name, need in needs.items()},
+        "COLUMN_PROGRAMS": columns,
+        "PADDED": padded,
+        **call.sizes(),
+    }
+    programs = columns + 3 + call.taps + (pairs if any(asked[:3]) else 0)
+    share = max(1, math.prod(call.shape) // programs)  # of the call's elements
+    launch(finish_gradients, (programs,), config, arguments, outputs=share)
     return tuple(grads)

@@ -1,8 +1,8 @@
 """Backward of the pointwise product and LayerNorm: z and g to du, du to dz; `transform` states the formulas.
 
 Persistent programs: each takes every n-th tile of BLOCK_T frames with all channels, keeps its share of the weight
-gradients in registers and stores it once, as one partial. `norm_backward` reads the pointwise weight anew for every
-tile (64 KB from L2, one instruction per output): kept in registers beside the rest of it, it spills on sm_80.
+gradients in registers and stores it once, as one partial. Tiles are plain loads, fetched STAGES − 1 tiles ahead: with
+eight warps on a processor these kernels would otherwise wait for memory most of the time.
 
 Operands of the products are stored in scratch as `operands.multiply` takes them.
 """
@@ -17,6 +17,16 @@ from .interpolation import channel_offsets
 from .launch import launch
 from .loops import runtime_range
 from .operands import Split, load_split, multiply, split
+
+
+@triton.jit
+def fold_frames(q, FOLD: tl.constexpr, APART: tl.constexpr, BLOCK_T: tl.constexpr, PADDED: tl.constexpr):
+    """[BLOCK_T // (FOLD·APART), APART, PADDED]: sums of FOLD frames, each APART frames from the next.
+
+    Where one thread holds them the sum costs additions alone: 4 neighbours of a loaded tile, or, of what tensor cores
+    return, 2 frames that are 8 apart.
+    """
+    return tl.sum(tl.reshape(q, (BLOCK_T // (FOLD * APART), FOLD, APART, PADDED)), 1)
 
 
 @triton.jit
@@ -45,6 +55,9 @@ def norm_backward(
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     FOLD: tl.constexpr,
+    APART: tl.constexpr,
+    HOIST: tl.constexpr,  # the weight is read once; else anew for every tile (64 KB from L2), in fewer registers
+    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
@@ -54,9 +67,12 @@ def norm_backward(
     j = tl.arange(0, BLOCK_T)
     bias = tl.load(pointwise_bias_ptr + c)
     weight_offsets = c[None, :] * PADDED + c[:, None]  # [in, out]
-    dbias = tl.zeros((BLOCK_T // FOLD, PADDED), COMPUTE)
+    dbias = tl.zeros((BLOCK_T // (FOLD * APART), APART, PADDED), COMPUTE)
     dnorm = dbias
-    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+    if HOIST:
+        hi = tl.load(pointwise_hi_ptr + weight_offsets)
+        lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
+    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         pair = tile // TILES_PER_WINDOW
         t = (tile - pair * TILES_PER_WINDOW) * BLOCK_T + j
         strength = tl.load(strength_ptr + pair).to(COMPUTE)
@@ -66,8 +82,9 @@ def norm_backward(
         base = pair.to(tl.int64) * (C * W)
         offsets = channel_offsets(c, C, PADDED, W)[None, :] + t[:, None]  # [BLOCK_T, PADDED]
         z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
-        hi = tl.load(pointwise_hi_ptr + weight_offsets)
-        lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
+        if not HOIST:
+            hi = tl.load(pointwise_hi_ptr + weight_offsets)
+            lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
         u = multiply(z_hi, z_lo, hi, lo, tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED)), PRECISION)
         g = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE)
         gamma = tl.load(norm_weight_ptr + c)[None, :]
@@ -77,12 +94,12 @@ def norm_backward(
         if NEED_HEARD:
             tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
         if NEED_NORM:
-            dnorm += strength * tl.sum(tl.reshape(gn, (BLOCK_T // FOLD, FOLD, PADDED)), 1)
+            dnorm += strength * fold_frames(gn, FOLD, APART, BLOCK_T, PADDED)
         if NEED_DU or NEED_BIAS:
             scale = strength * inverse
             du = (g * gamma) * scale[:, None] - u * (scale * inverse * (heard / C))[:, None]
             if NEED_BIAS:
-                dbias += tl.sum(tl.reshape(du, (BLOCK_T // FOLD, FOLD, PADDED)), 1)
+                dbias += fold_frames(du, FOLD, APART, BLOCK_T, PADDED)
             if NEED_DU:
                 du_hi, du_lo = split(du, PRECISION)
                 tl.store(du_ptr + base + offsets, du_hi, mask=mask)
@@ -90,9 +107,9 @@ def norm_backward(
                     tl.store(du_lo_ptr + base + offsets, du_lo, mask=mask)
     row = tl.program_id(0).to(tl.int64) * C + c
     if NEED_BIAS:
-        tl.store(dbias_ptr + row, tl.sum(dbias, 0), mask=c < C)
+        tl.store(dbias_ptr + row, tl.sum(tl.sum(dbias, 0), 0), mask=c < C)
     if NEED_NORM:
-        tl.store(dnorm_ptr + row, tl.sum(dnorm, 0), mask=c < C)
+        tl.store(dnorm_ptr + row, tl.sum(tl.sum(dnorm, 0), 0), mask=c < C)
 
 
 @triton.jit
@@ -104,7 +121,7 @@ def product_backward(
     pointwise_hi_ptr,  # [PADDED, PADDED] (out, in), centred
     pointwise_lo_ptr,
     dz_ptr,  # out: [B, P, C, W]
-    dpointwise_ptr,  # out: [programs, C, C]
+    dpointwise_ptr,  # out: [programs, C, C] (in, out)
     tiles,  # of all windows
     W: tl.constexpr,
     C: tl.constexpr,
@@ -112,31 +129,49 @@ def product_backward(
     NEED_WEIGHT: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
+    TURN: tl.constexpr,
+    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """dz = Âᵀ·du and this program's share of dÂ = du·zᵀ: two products, channel-major. Grid (programs,)."""
+    """dz = Âᵀ·du and this program's share of dÂᵀ = z·duᵀ: two products, channel-major. Grid (programs,).
+
+    TURN: dz comes as dzᵀ = duᵀ·Â. In TF32 tensor cores take a second operand from shared memory only with channels
+    next to each other, which du's frames would have to be scattered for, eight to a bank. The first one may come out
+    of registers, as one that is computed does: hence the multiplication by a 1 that is known at run time only.
+    """
     TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
     c = tl.arange(0, PADDED)
     j = tl.arange(0, BLOCK_T)
     total = tl.zeros((PADDED, PADDED), COMPUTE)
-    weight_offsets = c[None, :] * PADDED + c[:, None]  # [in, out]
+    if TURN:
+        weight_offsets = c[:, None] * PADDED + c[None, :]  # [out, in]
+    else:
+        weight_offsets = c[None, :] * PADDED + c[:, None]  # [in, out]
     hi = tl.load(pointwise_hi_ptr + weight_offsets)
     lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
-    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+    one = tl.where(tiles > 0, 1.0, 0.0).to(hi.dtype)
+    channel = channel_offsets(c, C, PADDED, W)
+    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         pair = tile // TILES_PER_WINDOW
         t = (tile - pair * TILES_PER_WINDOW) * BLOCK_T + j
         mask = (t < W)[None, :]
         if C != PADDED:
             mask = mask & (c < C)[:, None]
         base = pair.to(tl.int64) * (C * W)
-        offsets = channel_offsets(c, C, PADDED, W)[:, None] + t[None, :]  # [PADDED, BLOCK_T]
+        offsets = channel[:, None] + t[None, :]  # [PADDED, BLOCK_T]
         du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, offsets, mask, PRECISION)
         if NEED_WEIGHT:
             z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
-            total = multiply(du_hi, du_lo, tl.trans(z_hi), tl.trans(z_lo), total, PRECISION)
+            total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)
         if NEED_DZ:
-            dz = multiply(hi, lo, du_hi, du_lo, tl.zeros((PADDED, BLOCK_T), COMPUTE), PRECISION)
+            if TURN:
+                turned_hi = tl.trans(du_hi) * one
+                turned_lo = tl.trans(du_lo) * one
+                dz = multiply(turned_hi, turned_lo, hi, lo, tl.zeros((BLOCK_T, PADDED), COMPUTE), PRECISION)
+                dz = tl.trans(dz)
+            else:
+                dz = multiply(hi, lo, du_hi, du_lo, tl.zeros((PADDED, BLOCK_T), COMPUTE), PRECISION)
             tl.store(dz_ptr + base + offsets, dz.to(dz_ptr.dtype.element_ty), mask=mask)
     if NEED_WEIGHT:
         share = dpointwise_ptr + tl.program_id(0).to(tl.int64) * (C * C)
@@ -189,7 +224,7 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
 def product_gradients(
     call: Call, z: Split, du: Split, *, dz: bool, weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dz [B, P, C, W], and dÂ [C, C], as far as asked for."""
+    """dz [B, P, C, W], and dÂᵀ [rows, C, C] (in, out), to be summed over rows, as far as asked for."""
     batch, pairs, channels, window = call.shape
     config = call.configuration("product_backward")
     block_t = config.constants["BLOCK_T"]
@@ -217,7 +252,7 @@ def product_gradients(
     for need_dz, need_weight in steps:
         arguments |= {"NEED_DZ": need_dz, "NEED_WEIGHT": need_weight}
         launch(product_backward, (programs,), config, arguments, outputs=block_t * channels, looped=True)
-    return out, None if partial is None else partial.sum(0)
+    return out, partial
 
 
 def products_together(target: Target, precision: str) -> bool:

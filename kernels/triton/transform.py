@@ -32,26 +32,26 @@ dA = C(dÂ + dâ·d₀ᵀ),  da = C(dâ),  dd₀ = Âᵀ·dâ.
 
 Kernels, in their order; a gradient that nobody needs switches its part, or its kernel, off:
 
-    recompute_windows   x -> z                                    scratch      (`depthwise`)
+    recompute_windows   x -> z; start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every frame, once for all channels
+                                                                  scratch      (`depthwise`)
     norm_backward       z, g -> du, Σ_c g·γ·n, partial dâ, dγ     scratch      (`pointwise`)
     product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise`)
-    place_windows       start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every frame, once for all channels  (`windows`)
     window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g                        (`windows`)
-    finish_windows, finish_weights    partial sums -> gradients                (`finish`)
+    finish_gradients    partial sums -> gradients                              (`finish`)
     resample_dx         dy -> dx                                               (`resample`)
 
 The same kernels serve `tonality_blend`: it gives y itself (not RESAMPLE), and dy is its result.
 
 Sums over programs are made from partials in a fixed order: no atomics, so every run gives the same bits.
 
-Nothing is computed that nobody needs. Launches of our kernels (and one PyTorch sum for pointwise_weight):
+Nothing is computed that nobody needs. Launches:
 
-    every gradient          prepare, recompute, norm, product, places, window, sums twice, dx        9
-    weights frozen          prepare, recompute, norm, product, places, window, sums, dx              8
-    start and ratio         prepare, recompute, norm, product, places, window, sums                  7
-    strength alone          prepare, recompute, norm, places, window (no convolution), sums          6
-    norm_weight alone       prepare, recompute, norm, sums                                           4
-    norm_bias alone         prepare, window (its sums alone), sums                                   3
+    every gradient          prepare, recompute, norm, product, window, finish, dx    7
+    weights frozen          prepare, recompute, norm, product, window, finish, dx    7
+    start and ratio         prepare, recompute, norm, product, window, finish        6
+    strength alone          prepare, recompute, norm, window (no convolution), finish    5
+    norm_weight alone       prepare, recompute, norm, finish                         4
+    norm_bias alone         prepare, window (its sums alone), finish                 3
 
 (`product` counts twice where dz and the weight's gradient are computed separately: sm_80 and float64.)
 
@@ -105,7 +105,7 @@ def forward(source: Source, strength: Tensor, weights: Weights, window: int, eps
     if fused.fits(call):
         fused.windowed_tonality(call, out)
     else:  # more channels or taps than one tile holds
-        wide.blend(call, wide.product(call, depthwise.recompute(call)), out)
+        wide.blend(call, wide.product(call, depthwise.recompute(call)[0]), out)
     return out
 
 
@@ -169,9 +169,9 @@ def _backward(grad_out: Tensor, source: Source, strength: Tensor, weights: Weigh
     need_du = need_dz or needs.pointwise_weight
     need_bias = needs.depthwise_bias or needs.pointwise_bias or needs.pointwise_weight
     need_sums = needs.strength or needs.norm_bias
-    normed, windowed, dz, dproduct = Normed(), Windowed(), None, None
+    normed, windowed, dz, dproduct, placed = Normed(), Windowed(), None, None, None
     if need_du or need_bias or needs.strength or needs.norm_weight:
-        z = depthwise.recompute(call)
+        z, placed = depthwise.recompute(call, places=place or needs.depthwise_weight or needs.strength, slopes=place)
         normed = products.norm_gradients(
             call, grad_out, z, du=need_du, bias=need_bias, norm=needs.norm_weight, heard=needs.strength
         )
@@ -182,13 +182,11 @@ def _backward(grad_out: Tensor, source: Source, strength: Tensor, weights: Weigh
             call,
             grad_out,
             dz,
+            placed,
             dy=needs.dy,
             place=place,
             taps=needs.depthwise_weight,
             blend=needs.strength,
             sums=need_sums,
         )
-    by_window = finish.window_gradients(
-        call, normed, windowed, start=needs.start, ratio=needs.ratio, strength=needs.strength
-    )
-    return windowed.dy, *by_window, *finish.weight_gradients(call, normed, windowed, dproduct, weights, needs[4:])
+    return windowed.dy, *finish.gradients(call, normed, windowed, dproduct, weights, needs[1:])

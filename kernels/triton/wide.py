@@ -63,7 +63,7 @@ def wide_weight(
     du_lo_ptr,
     z_ptr,  # [B, P, C, W]
     z_lo_ptr,
-    partial_ptr,  # out: [shares, C, C]
+    partial_ptr,  # out: [shares, C, C] (in, out)
     tiles,  # of all windows
     W: tl.constexpr,
     C: tl.constexpr,
@@ -72,7 +72,7 @@ def wide_weight(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Σ du·zᵀ over every n-th tile of BLOCK_T frames. Grid (shares, blocks of outputs, blocks of inputs)."""
+    """Σ z·duᵀ over every n-th tile of BLOCK_T frames. Grid (shares, blocks of inputs, blocks of outputs)."""
     SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
     TILES: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
     row = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -83,13 +83,13 @@ def wide_weight(
         t = (tile - pair * TILES) * BLOCK_T + tl.arange(0, BLOCK_T)
         base = pair.to(tl.int64) * (C * W)
         inside = (t < W)[None, :]
-        du_offsets = channel_offsets(row, C, SPAN, W)[:, None] + t[None, :]
-        z_offsets = channel_offsets(column, C, SPAN, W)[:, None] + t[None, :]
-        du_mask = inside & (row < C)[:, None]
+        z_offsets = channel_offsets(row, C, SPAN, W)[:, None] + t[None, :]
+        du_offsets = channel_offsets(column, C, SPAN, W)[:, None] + t[None, :]
+        du_mask = inside & (column < C)[:, None]
         du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, du_offsets, du_mask, PRECISION)
-        z_mask = inside & (column < C)[:, None]
+        z_mask = inside & (row < C)[:, None]
         z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, z_offsets, z_mask, PRECISION)
-        total = multiply(du_hi, du_lo, tl.trans(z_hi), tl.trans(z_lo), total, PRECISION)
+        total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)
     share_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * (C * C)
     mask = (row < C)[:, None] & (column < C)[None, :]
     tl.store(share_ptr + row[:, None] * C + column[None, :], total, mask=mask)
@@ -287,7 +287,7 @@ def product_gradients(
 
 
 def weight_gradient(call: Call, du: Split, z: Split) -> Tensor:
-    """dÂ = Σ du·zᵀ over the frames of all windows, `[C, C]`."""
+    """dÂᵀ = Σ z·duᵀ over the frames of all windows, `[shares, C, C]` (in, out), to be summed over shares."""
     batch, pairs, channels, window = call.shape
     config = call.configuration("wide_weight")
     block_t, block_c = config.constants["BLOCK_T"], config.constants["BLOCK_C"]
@@ -306,4 +306,4 @@ def weight_gradient(call: Call, du: Split, z: Split) -> Tensor:
         **call.sizes(),
     }
     launch(wide_weight, (shares, blocks, blocks), config, arguments, outputs=block_t * block_c, looped=True)
-    return partial.sum(0)
+    return partial

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .call import Call, Windowed
-from .interpolation import channel_offsets, frame_offsets, place_tile, position_slopes, read_window, source_frames
-from .launch import TRITON_TYPE, launch
+from .call import Call, Places, Windowed, place_arguments
+from .interpolation import channel_offsets, frame_offsets
+from .launch import launch
 from .loops import runtime_range
 
 
@@ -24,40 +24,9 @@ def fold_channels(q, COLUMNS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.c
 
 
 @triton.jit
-def place_windows(
-    start_ptr,  # [B, P]
-    ratio_ptr,
-    index_ptr,  # out: [B, P, W] int32, i
-    fraction_ptr,  # out: [B, P, W], f
-    along_start_ptr,  # out: [B, P, W], ∂p/∂start
-    along_ratio_ptr,  # out: [B, P, W], ∂p/∂ratio
-    T,
-    W: tl.constexpr,
-    NEED_PLACE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """Where the frames of a window lie. Grid (tiles of BLOCK_T frames of all windows,)."""
-    TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
-    pair = tl.program_id(0) // TILES_PER_WINDOW
-    t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * BLOCK_T
-    t = t0 + tl.arange(0, BLOCK_T)
-    window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
-    tile = place_tile(window, t0, T, COMPUTE)
-    i, _, w1 = source_frames(t, window, tile, W, COMPUTE)
-    offsets = pair.to(tl.int64) * W + t
-    tl.store(index_ptr + offsets, tile[0] + i, mask=t < W)
-    tl.store(fraction_ptr + offsets, w1, mask=t < W)
-    if NEED_PLACE:
-        along_start, along_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
-        tl.store(along_start_ptr + offsets, along_start, mask=t < W)
-        tl.store(along_ratio_ptr + offsets, along_ratio, mask=t < W)
-
-
-@triton.jit
 def window_backward(
     source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
-    index_ptr,  # this and the next three as `place_windows` leaves them
+    index_ptr,  # this and the next three as `recompute_windows` leaves them
     fraction_ptr,
     along_start_ptr,
     along_ratio_ptr,
@@ -186,36 +155,11 @@ def window_backward(
             tl.store(taps_ptr + (pair.to(tl.int64) * K + k) * C + c, tl.sum(by_tap[k], 0), mask=c < C)
 
 
-def places(call: Call, *, slopes: bool) -> dict[str, Tensor]:
-    """i, f and, if asked for, the slopes of every frame of every window."""
-    batch, pairs, _, window = call.shape
-    config = call.configuration("place_windows")
-    block_t = config.constants["BLOCK_T"]
-    places = {
-        "index_ptr": call.scratch(batch, pairs, window, dtype=torch.int32),
-        "fraction_ptr": call.scratch(batch, pairs, window),
-        "along_start_ptr": call.spare(call.scratch(batch, pairs, window) if slopes else None),
-        "along_ratio_ptr": call.spare(call.scratch(batch, pairs, window) if slopes else None),
-    }
-    arguments = {
-        "start_ptr": call.source.start,
-        "ratio_ptr": call.source.ratio,
-        **places,
-        "T": call.source.tensor.shape[-1],
-        "W": window,
-        "NEED_PLACE": slopes,
-        "COMPUTE": TRITON_TYPE[call.compute],
-    }
-    programs = batch * pairs * triton.cdiv(window, block_t)
-    # each frame is placed for all channels
-    launch(place_windows, (programs,), config, arguments, outputs=block_t * call.shape[2])
-    return places
-
-
 def gradients(
     call: Call,
     grad_out: Tensor,
     dz: Tensor | None,
+    placed: Places | None,
     *,
     dy: torch.dtype | None,
     place: bool,
@@ -235,15 +179,12 @@ def gradients(
         call.scratch(batch, pairs, channels) if sums else None,
         call.scratch(batch, pairs, chunks, 3) if place or blend else None,
     )
-    placed = dict.fromkeys(("index_ptr", "fraction_ptr", "along_start_ptr", "along_ratio_ptr"), call.strength)
-    if call.source.resample and (place or taps or blend):
-        placed = places(call, slopes=place)
     source = call.source.arguments(pairs)
     for name in ("start_ptr", "ratio_ptr", "T"):
         del source[name]
     arguments = {
         **source,
-        **placed,
+        **place_arguments(call, placed),
         "strength_ptr": call.strength,
         "depthwise_ptr": call.prepared.depthwise,
         "grad_ptr": grad_out,

@@ -41,7 +41,7 @@ def test_demo_writes_all_it_promises(tmp_path, monkeypatch, capsys):
 
     # a second demo replaces the first one's run
     (out / "run" / "last.safetensors").write_bytes(b"stale")
-    assert demo.prepare(out) == out / "run"
+    assert demo.prepare(DemoConfig(out=out)) == out / "run"
     assert not (out / "run").exists()
 
 
@@ -49,7 +49,7 @@ def test_demo_touches_no_folder_of_others(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load_codec", unavailable)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("data")
-    with pytest.raises(UsageError, match="no finished demo's"):
+    with pytest.raises(UsageError, match="did not write .*precious"):
         demo.run_demo(DemoConfig(out=tmp_path))
     assert (tmp_path / "run" / "precious").exists()
 

@@ -66,19 +66,19 @@ def test_only_what_is_needed(channels: int, device: torch.device) -> None:
 
 
 CHAIN = ["prepare_weights", "recompute_windows", "norm_backward"]
-WINDOW = ["place_windows", "window_backward"]
+WINDOW, FINISH = "window_backward", "finish_gradients"
 LAUNCHES = {
-    NAMES: [*CHAIN, "product_backward", *WINDOW, "finish_windows", "finish_weights", "resample_dx"],
-    ("x", "start", "ratio", "strength"): [*CHAIN, "product_backward", *WINDOW, "finish_windows", "resample_dx"],
-    ("start", "ratio", "strength"): [*CHAIN, "product_backward", *WINDOW, "finish_windows"],
-    ("dw",): [*CHAIN, "product_backward", *WINDOW, "finish_weights"],
-    ("strength",): [*CHAIN, *WINDOW, "finish_windows"],
-    ("x",): [*CHAIN, "product_backward", "window_backward", "resample_dx"],
-    ("pw",): [*CHAIN, "product_backward", "finish_weights"],
-    ("db",): [*CHAIN, "finish_weights"],
-    ("pb",): [*CHAIN, "finish_weights"],
-    ("gamma",): [*CHAIN, "finish_weights"],
-    ("beta",): ["prepare_weights", "window_backward", "finish_weights"],
+    NAMES: [*CHAIN, "product_backward", WINDOW, FINISH, "resample_dx"],
+    ("x", "start", "ratio", "strength"): [*CHAIN, "product_backward", WINDOW, FINISH, "resample_dx"],
+    ("start", "ratio", "strength"): [*CHAIN, "product_backward", WINDOW, FINISH],
+    ("dw",): [*CHAIN, "product_backward", WINDOW, FINISH],
+    ("strength",): [*CHAIN, WINDOW, FINISH],
+    ("x",): [*CHAIN, "product_backward", WINDOW, "resample_dx"],
+    ("pw",): [*CHAIN, "product_backward", FINISH],
+    ("db",): [*CHAIN, FINISH],
+    ("pb",): [*CHAIN, FINISH],
+    ("gamma",): [*CHAIN, FINISH],
+    ("beta",): ["prepare_weights", WINDOW, FINISH],
 }
 
 

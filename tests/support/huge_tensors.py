@@ -49,7 +49,7 @@ class Huge:
         return stored.permute([self.layout.index(axis) for axis in range(3)])
 
 
-SUMMING = frozenset({"finish_weights", "finish_windows"})  # partial sums of all programs
+SUMMING = frozenset({"finish_gradients"})  # partial sums of all programs
 WALKING = SUMMING | {"window_backward", "resample_dx"}  # along a whole window
 HUGE = {
     "many clips": Huge(300, 1, 4, 1 << 21, 20, start=(1 << 21) - 20.0),

@@ -244,8 +244,8 @@ _BACKWARD = [
     ),
     Mutant(
         "placed behind the window",
-        WINDOWS,
-        "tl.store(index_ptr + offsets, tile[0] + i, mask=t < W)",
+        DEPTHWISE,
+        "tl.store(index_ptr + offsets, tile[0] + i, mask=own)",
         "tl.store(index_ptr + offsets, tile[0] + i, mask=t <= W)",
     ),
     Mutant(
@@ -260,7 +260,7 @@ _BACKWARD = [
         "- u * (scale * inverse * (heard / C))[:, None]",
         "- u * (scale * inverse * (heard / PADDED))[:, None]",
     ),
-    Mutant("dγ without strength", POINTWISE, "dnorm += strength * tl.sum(", "dnorm += tl.sum("),
+    Mutant("dγ without strength", POINTWISE, "dnorm += strength * fold_frames(", "dnorm += fold_frames("),
     Mutant(
         "partials share one row",
         POINTWISE,
@@ -271,8 +271,20 @@ _BACKWARD = [
     Mutant(
         "weight gradient of the last tile alone",
         POINTWISE,
-        "tl.trans(z_lo), total, PRECISION)",
-        "tl.trans(z_lo), total * 0, PRECISION)",
+        "tl.trans(du_lo), total, PRECISION)",
+        "tl.trans(du_lo), total * 0, PRECISION)",
+    ),
+    Mutant(
+        "dz: the weight not turned",
+        POINTWISE,
+        "weight_offsets = c[:, None] * PADDED + c[None, :]  # [out, in]",
+        "weight_offsets = c[None, :] * PADDED + c[:, None]",
+    ),
+    Mutant(
+        "partials: every second frame",
+        POINTWISE,
+        "(BLOCK_T // (FOLD * APART), FOLD, APART, PADDED)), 1)",
+        "(BLOCK_T // (FOLD * APART), FOLD, APART, PADDED)), 1) * 0",
     ),
     Mutant("wide: norm's second chunk", WIDE, "gu += g * u * tl.load", "gu = g * u * tl.load"),
     Mutant(
@@ -289,11 +301,20 @@ _BACKWARD = [
         "wide: product not transposed", WIDE, "PADDED + row[:, None] if TRANSPOSED", "PADDED + row[:, None] if False"
     ),
     Mutant("wide: bias forgotten", WIDE, "acc += tl.load(bias_ptr + row)[:, None]", "acc += 0"),
-    Mutant("wide: weight's first tile alone", WIDE, "total = multiply(du", "total += 0 * tile + 0 * multiply(du"),
+    Mutant("wide: weight's first tile alone", WIDE, "total = multiply(z", "total += 0 * tile + 0 * multiply(z"),
     Mutant("wide: frames behind the window", WIDE, "inside = (t < W)[None, :]", "inside = (t <= W)[None, :]", count=2),
     Mutant("strength: β forgotten", FINISH, "strength += beta * tl.load", "strength += 0 * beta * tl.load"),
-    Mutant("dA: centring forgotten", FINISH, "                da -= (tl.sum(da, 0) / C)[None, :]\n", ""),
-    Mutant("dA: depthwise bias forgotten", FINISH, "other=0.0) + dbias[:, None] * d[None, :]", "other=0.0)"),
+    Mutant("dA: centring forgotten", FINISH, "        da -= (tl.sum(da, 1) / C)[:, None]\n", ""),
+    Mutant("dA: depthwise bias forgotten", FINISH, "+ d[:, None] * dbias[None, :]", "+ 0 * d[:, None]"),
+    Mutant(
+        "dA: the last shares alone",
+        FINISH,
+        "            total += tl.load(dproduct_ptr",
+        "            total = tl.load(dproduct_ptr",
+    ),
+    Mutant("dA: shares over one another", FINISH, "[:, None, None] * (C * C) +", "[:, None, None] * 0 +"),
+    Mutant("dβ without strength", FINISH, "total += strength[:, None] * tl.load(", "total += tl.load("),
+    Mutant("taps: the next one's", FINISH, "taps_ptr + k * C, windows", "taps_ptr + (k + 1) % K * C, windows"),
     Mutant(
         "only the last rows summed",
         FINISH,
