@@ -48,8 +48,11 @@ def extensions() -> list[Extension]:
 ENCODEC = ["encodec>=0.1.1", "torchaudio==2.11.*", "torch<2.15"]
 HUB = ["huggingface_hub>=0.25"]
 MLFLOW = ["mlflow>=2.16"]
+PAGE = ["gradio>=6.31,<6.32", "plotly>=6.0,<8"]
 TEST = [
     *ENCODEC,
+    *PAGE,
+    "playwright>=1.48",
     "pytest>=8.2",
     "pytest-benchmark>=5.0",
     "hypothesis>=6.100",
@@ -59,7 +62,11 @@ TEST = [
 setup(
     package_dir=PACKAGE_DIR,
     packages=packages(),
-    package_data={"adaptive_window": ["py.typed", "weights/*.safetensors"], "adaptive_window.kernels": ["py.typed"]},
+    package_data={
+        "adaptive_window": ["py.typed", "weights/*.safetensors"],
+        "adaptive_window.page": ["*.css", "*.js"],
+        "adaptive_window.kernels": ["py.typed"],
+    },
     ext_modules=extensions(),
     install_requires=[
         "torch>=2.11",
@@ -76,7 +83,7 @@ setup(
         "encodec": ENCODEC,
         "hub": HUB,
         "mlflow": MLFLOW,
-        "demo": ["gradio>=4.44"],
+        "page": PAGE,
         "test": TEST,
         "lint": ["ruff>=0.6", "mypy>=1.11"],
     },

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..errors import AdaptiveWindowError
 from ..storage import outputs
 from ..storage.durable import replacing
+from .parts import PartFile, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +34,23 @@ AUDIO_SUFFIXES: tuple[str, ...] = (
 )
 """What `find_audio` looks for: the self-describing formats that libsndfile 1.2 reads."""
 
+OTHER_SUFFIXES: tuple[str, ...] = (
+    *(".3gp", ".aac", ".ac3", ".alac", ".amr", ".ape", ".asf", ".avi", ".dff", ".dsf", ".dts", ".eac3", ".flv", ".m4a"),
+    *(".m4b", ".m4p", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp1", ".mp2", ".mp4", ".mpc", ".mpeg", ".mpg", ".ra"),
+    *(".rm", ".shn", ".spx", ".tak", ".tta", ".weba", ".webm", ".wma", ".wmv", ".wv"),
+)
+"""Files with sound in them that are not read, so that a folder's are at least named."""
+_CONVERT = "convert {} once, as with ffmpeg -i SONG{} SONG.flac"
+
 _BLOCK_SECONDS = 10.0
 _BLOCK_VALUES = 1 << 22  # of all channels together; a damaged header can claim 1024 of them
 _RATES = range(1000, 768_001)
 # libsndfile quietly cuts a length that reaches beyond the file's end, and notes it in its log in this form.
 _OVERLONG = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+
+# And where it meets what is no chunk behind the audio, it stops, and notes that.
+_LEFT_OVER = re.compile(r"Unknown chunk marker(?: \(\w+\))? at position (\d+).*Exiting parser", re.DOTALL)
+_LEAST_LEFT_OVER = 1 << 14  # bytes; fewer are padding or a tag
 
 
 class AudioError(AdaptiveWindowError, ValueError):
@@ -75,26 +89,48 @@ def stream_audio(path: str | os.PathLike[str], sample_rate: int) -> Iterator[np.
 
     Channels are averaged; another rate is converted by soxr at its HQ setting; N samples at rate r give
     round(N * sample_rate / r). Raises `AudioError` naming the file: missing, not a regular file, no audio, empty,
-    shorter than its header says, NaN or infinite samples. (An Ogg stream has no length in its header: one that was cut
-    is read as far as it goes.)
+    shorter than its header says, NaN or infinite samples. (An Ogg stream has no length in its header, nor has an MP3
+    stream without a Xing or VBRI frame: one that was cut is read as far as it goes.) Files that were joined end to end
+    are read to the last one's end.
     """
     path = Path(path)
     check_readable(path)
     try:
-        sound = soundfile.SoundFile(os.fsencode(path))
+        with open(path, "rb") as file:
+            for part in parts_of(file):
+                with _opened(path, os.fsencode(path) if part.whole else PartFile(file, part)) as sound:
+                    yield from _resampled(path, sound, sample_rate)
+    except OSError as error:
+        raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _opened(path: Path, source: bytes | PartFile) -> soundfile.SoundFile:
+    try:
+        sound = soundfile.SoundFile(source)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        raise AudioError(path, "no audio that libsndfile can read") from error
-    with sound:
-        if sound.samplerate not in _RATES:
-            raise AudioError(path, f"a sample rate of {sound.samplerate} Hz")
-        overlong = _OVERLONG.search(sound.extra_info)
-        if overlong and int(overlong[1]) > int(overlong[2]):
-            raise AudioError(
-                path,
-                f"truncated: its header claims {overlong[1]} bytes of audio, the file has {overlong[2]} "
-                "(where the header is what is wrong, as after writing to a pipe, convert the file once)",
-            )
-        yield from _resampled(path, sound, sample_rate)
+        reason, suffix = "no audio that libsndfile can read", path.suffix.lower()
+        if suffix in OTHER_SUFFIXES:
+            reason += f": {_CONVERT.format('it', suffix)}"
+        raise AudioError(path, reason) from error
+    reason = None
+    if sound.samplerate not in _RATES:
+        reason = f"a sample rate of {sound.samplerate} Hz"
+    overlong = _OVERLONG.search(sound.extra_info)
+    if overlong and int(overlong[1]) > int(overlong[2]):
+        reason = (
+            f"truncated: its header claims {overlong[1]} bytes of audio, the file has {overlong[2]} "
+            "(where the header is what is wrong, as after writing to a pipe, convert the file once)"
+        )
+    stopped = _LEFT_OVER.search(sound.extra_info)
+    if stopped and (left := os.path.getsize(path) - int(stopped[1])) >= _LEAST_LEFT_OVER:
+        reason = (
+            f"a wrong header: after the {sound.frames / sound.samplerate:.2f} s that it counts, {left} bytes follow "
+            "(convert the file once, as with ffmpeg -ignore_length 1 -i IN.wav OUT.wav)"
+        )
+    if reason is not None:
+        sound.close()
+        raise AudioError(path, reason)
+    return sound
 
 
 def _resampled(path: Path, sound: soundfile.SoundFile, sample_rate: int) -> Iterator[np.ndarray]:
@@ -204,14 +240,16 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
     """Every file below `folder` with one of `AUDIO_SUFFIXES` (any case), sorted.
 
     What a command of ours composed, cut or decoded is left out, which a warning says: a run in the data folder does not
-    train on its own examples. Hidden files and folders are skipped; links are followed, each folder once, so that loops
-    end. What stands there under such a name without being audio is listed as well: reading it says what is wrong.
-    Raises `AudioError` where `folder` is no folder or cannot be listed.
+    train on its own examples. Files of `OTHER_SUFFIXES` are counted in a warning, once for each folder. Hidden files
+    and folders are skipped; links are followed, each folder once, so that loops end. What stands there under such a
+    name without being audio is listed as well: reading it says what is wrong. Raises `AudioError` where `folder` is no
+    folder or cannot be listed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise AudioError(folder, "not a folder" if folder.exists() else "no such folder")
     found: list[Path] = []
+    others: Counter[str] = Counter()
     made: list[Path] = []
     seen: set[tuple[int, int]] = set()
 
@@ -225,7 +263,10 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
             continue
         seen.add((info.st_dev, info.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES]
+        visible = [name for name in files if not name.startswith(".")]
+        suffixes = {name: Path(name).suffix.lower() for name in visible}
+        others.update(suffix for suffix in suffixes.values() if suffix in OTHER_SUFFIXES)
+        names = [name for name in visible if suffixes[name] in AUDIO_SUFFIXES]
         ours = outputs.made_in(Path(root)).intersection(names) if names else set()
         made += [Path(root, name) for name in ours]
         found += [Path(root, name) for name in names if name not in ours]
@@ -234,4 +275,20 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
             "%r: %d audio files that adaptive-window wrote itself are left out (%r%s)",
             *(str(folder), len(made), str(min(made)), ", ..." * (len(made) > 1)),
         )
+    _name_others(folder, others)
     return sorted(found)
+
+
+_named: set[tuple[Path, int]] = set()
+
+
+def _name_others(folder: Path, others: Counter[str]) -> None:
+    count = others.total()
+    if not others or (folder, count) in _named:  # a run lists its data twice
+        return
+    _named.add((folder, count))
+    kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items()))
+    log.warning(
+        "%r: %d file%s of kinds that are not read left out (%s): %s",
+        str(folder), count, "s" * (count > 1), kinds, _CONVERT.format("them" if count > 1 else "it", min(others)),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`adaptive-window`: demo, encode, train, compose, refine, plot, ablate.
+"""`adaptive-window`: demo, encode, train, compose, refine, plot, ablate, serve.
 
 What the user can mend ends with a message that names it and exit code 2, a run that cannot go on with 1; anything else
 that goes wrong keeps its traceback.

@@ -13,6 +13,7 @@ from ..config import (
     EncodeConfig,
     PlotConfig,
     RefineConfig,
+    ServeConfig,
     TrainConfig,
     cache_folder,
 )
@@ -91,6 +92,12 @@ def ablate(config: AblateConfig) -> None:
     print(f"ablation.csv, ablation.md and ablation.png are in {config.out}")
 
 
+def serve(config: ServeConfig) -> None:
+    from ..page.server import serve as serve_page
+
+    serve_page(config)
+
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "demo": (DemoConfig, demo, "make music, train on it, compose, and draw the windows: no data needed"),
     "encode": (EncodeConfig, encode, "fill the latent cache from a folder of songs"),
@@ -99,4 +106,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None], str]] = {
     "refine": (RefineConfig, refine, "find the windows of two songs that match, and say whether they do"),
     "plot": (PlotConfig, plot, "draw the windows chosen for two songs"),
     "ablate": (AblateConfig, ablate, "train without each part, and tabulate what the part adds"),
+    "serve": (ServeConfig, serve, "serve a page that composes and matches songs (extra [page])"),
 }

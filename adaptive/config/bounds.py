@@ -19,6 +19,7 @@ __all__ = [
     "NonNegativeInt",
     "PairCount",
     "Place",
+    "Port",
     "PositiveFloat",
     "PositiveInt",
     "RunCount",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # type checkers take no type that is made by a call
     Place = float
     ClipCount = int
     PairCount = int
+    Port = int
     RunCount = int
     SongCount = int
     WorkerCount = int
@@ -60,6 +62,7 @@ else:
     Place = restricted_number_type("Place", float, [(">=", 0.0), ("<=", 1_000_000.0)])
     ClipCount = restricted_number_type("ClipCount", int, [(">", 0), ("<=", 100_000)])
     PairCount = restricted_number_type("PairCount", int, [(">", 0), ("<=", 256)])
+    Port = restricted_number_type("Port", int, [(">=", 0), ("<=", 65535)])
     RunCount = restricted_number_type("RunCount", int, [(">", 0), ("<=", 1000)])
     SongCount = restricted_number_type("SongCount", int, [(">", 0), ("<=", 10_000)])
     WorkerCount = restricted_number_type("WorkerCount", int, [(">=", 0), ("<=", 256)])

@@ -24,6 +24,7 @@ from .bounds import (
     NonNegativeInt,
     PairCount,
     Place,
+    Port,
     PositiveFloat,
     PositiveInt,
     RunCount,
@@ -170,9 +171,7 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     harmony_from: Song = flag("target", "song whose pitch classes and timbre patterns follow")
     onset_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of onsets with --rhythm-from's window")
     harmony_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of chroma with --harmony-from's window")
-    novelty_after: ClosedUnitInterval = flag(
-        0.3, "share of the run in which --novelty-weight grows from 0"
-    )
+    novelty_after: ClosedUnitInterval = flag(0.3, "share of the run in which --novelty-weight grows from 0")
     matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
     anneal_blur: NonNegativeFloat = flag(
         0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"
@@ -242,6 +241,20 @@ class RefineConfig(CommandOptions, PlaceOptions, ClipOptions, CodecOptions, Outp
         "what is compared; energy and difference follow the loudness, for latents that are white in time; rhythm "
         "finds one tempo and beat, whatever is played",
     )
+
+
+@dataclass(kw_only=True)
+class ServeConfig(CommandOptions, WeightsOptions):
+    """Everything that `adaptive-window serve` can be told."""
+
+    checkpoint: Path | None = flag(None, "checkpoint of a training run (OUT/best.safetensors)", reads=True)
+    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for every network, best behind a proxy with TLS")
+    port: Port = flag(7860, "port to listen on; 0 for any free one")
+    auth: str | None = flag(None, "USER:PASSWORD-FILE: ask for this name, and the password in the file's first line")
+    uploads: Path | None = flag(None, "folder in which a folder for uploads and results is made (default: temporary)")
+    keep_minutes: PositiveFloat = flag(60.0, "minutes after which unused uploads and results are removed")
+    jobs: PositiveInt | None = flag(None, "compositions and searches at a time (default: one a core)")
+    waiting: PositiveInt = flag(60, "jobs that may wait; further ones are refused")
 
 
 @dataclass(kw_only=True)

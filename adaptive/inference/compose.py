@@ -29,14 +29,13 @@ from ..training.listening import Listener
 from ..training.measures import measures_warnings, music_measures
 
 
-@dataclass
-class Session:
-    """A trained agent with its codec, and the two clips as latents `[1, C, T]`."""
+@dataclass(frozen=True)
+class Engine:
+    """A checkpoint opened: what composes, ready for any two songs."""
 
     agent: AdaptiveWindowCreativeAgent
     codec: Codec
-    x: Tensor
-    y: Tensor
+    clip_frames: int
     random_codec: bool
     weights: str
     """Which weights the agent has, in words."""
@@ -47,47 +46,96 @@ class Session:
 
     @property
     def clip_seconds(self) -> float:
-        return self.x.shape[-1] / self.codec.frame_rate
+        return self.clip_frames / self.codec.frame_rate
 
 
-def open_session(options: SongPairOptions) -> Session:
-    """Loads checkpoint, codec and both clips.
+@dataclass(frozen=True)
+class Session:
+    """An engine and two songs' clips: audio `[1, N]`, and latents `[1, C, T]` on the engine's device."""
+
+    engine: Engine
+    audio: tuple[Tensor, Tensor]
+    x: Tensor
+    y: Tensor
+
+    @property
+    def agent(self) -> AdaptiveWindowCreativeAgent:
+        return self.engine.agent
+
+    @property
+    def codec(self) -> Codec:
+        return self.engine.codec
+
+    @property
+    def random_codec(self) -> bool:
+        return self.engine.random_codec
+
+    @property
+    def weights(self) -> str:
+        return self.engine.weights
+
+    @property
+    def window_seconds(self) -> float:
+        return self.engine.window_seconds
+
+    @property
+    def clip_seconds(self) -> float:
+        return self.engine.clip_seconds
+
+
+def open_engine(
+    checkpoint_file: Path | None, *, weights: Path | None = None, random_codec: bool = False, device: str = "auto"
+) -> Engine:
+    """Loads a checkpoint (the package's weights for None) and the codec that it was trained with.
 
     Raises:
-        UsageError, AudioError, CodecUnavailable: each names the file or option at fault.
+        UsageError, CodecUnavailable: each names the file or option at fault.
     """
-    device = choose_device(options.device)
-    path = checkpoint_at(options.checkpoint)
+    where = choose_device(device)
+    path = checkpoint_at(checkpoint_file)
     checkpoint = load_checkpoint(path)
     made_with = checkpoint.info["codec"]
-    if made_with["random"] and not options.random_codec:
+    if made_with["random"] and not random_codec:
         raise UsageError(
             f"{path} was trained on a randomly initialized codec: what it composes is noise. "
             "Add --random-codec to run it all the same"
         )
-    codec = load_codec(made_with["name"], weights=options.weights, random=made_with["random"], device=str(device))
+    codec = load_codec(made_with["name"], weights=weights, random=made_with["random"], device=str(where))
     if codec.fingerprint != made_with["fingerprint"]:
         raise UsageError(
             f"{path} was trained with other {codec.name} weights (fingerprint "
             f"{made_with['fingerprint']}, these have {codec.fingerprint}); name the right ones with --weights"
         )
-    agent = build_agent(checkpoint, path).to(device).eval()
-    frames = checkpoint.info["clip_frames"]
+    agent = build_agent(checkpoint, path).to(where).eval()
+    return Engine(agent, codec, checkpoint.info["clip_frames"], made_with["random"], described(path))
+
+
+def open_session(options: SongPairOptions, engine: Engine | None = None) -> Session:
+    """Loads both clips, and checkpoint and codec where no `engine` has them already.
+
+    Raises:
+        UsageError, AudioError, CodecUnavailable: each names the file or option at fault.
+    """
+    if engine is None:
+        engine = open_engine(
+            options.checkpoint, weights=options.weights, random_codec=options.random_codec, device=options.device
+        )
     at_target = options.at if options.at_target is None else options.at_target
-    x = encode_clip(options.input, options.at, frames, codec).to(device)
-    y = encode_clip(options.target, at_target, frames, codec).to(device)
-    return Session(agent, codec, x, y, made_with["random"], described(path))
+    clips = [read_clip(path, at, engine) for path, at in ((options.input, options.at), (options.target, at_target))]
+    with torch.no_grad():
+        x, y = (engine.codec.encode(audio[None]) for audio in clips)
+    return Session(engine, (clips[0], clips[1]), x, y)
 
 
-def encode_clip(path: Path, at: float, frames: int, codec: Codec) -> Tensor:
-    """The clip of `frames` latent frames that begins at second `at` of a song, `[1, C, frames]`.
+def read_clip(path: Path, at: float, engine: Engine) -> Tensor:
+    """The engine's clip that begins at second `at` of a song, as audio `[1, N]` at the codec's rate.
 
     Raises:
         AudioError: unreadable, or the song ends before the clip does.
     """
-    audio = read_audio(path, codec.sample_rate, start=round(at * codec.sample_rate), length=frames * codec.hop)
-    with torch.no_grad():
-        return codec.encode(audio[None])
+    codec = engine.codec
+    length = engine.clip_frames * codec.hop
+    return read_audio(path, codec.sample_rate, start=round(at * codec.sample_rate), length=length)
 
 
 def parse_pick(text: str, num_pairs: int) -> str | int:
@@ -197,8 +245,7 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
             for pair in composition.pairs
         ],
     }
-    text = strict_json.dumps(report, indent=2) + "\n"
-    outputs.write_text(config.output.with_suffix(".json"), text, overwrite=config.overwrite)
+    write_report(config.output, report, overwrite=config.overwrite)
     return report
 
 
@@ -213,6 +260,11 @@ def found_tempo(session: Session) -> dict[str, Any] | None:
         return None
     tempo, fit = selector.tempo(session.x, session.y)
     return {"ratio": float(tempo.exp()), "fit": float(fit), "found": float(fit) > FOUND}
+
+
+def write_report(output: Path, report: dict[str, Any], *, overwrite: bool) -> None:
+    """The JSON beside a pattern."""
+    outputs.write_text(output.with_suffix(".json"), strict_json.dumps(report, indent=2) + "\n", overwrite=overwrite)
 
 
 def plot_file(

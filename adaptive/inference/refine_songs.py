@@ -58,14 +58,25 @@ def read_clip(path: Path, at: float, longest: float, least: float, codec: Codec)
         return Clip(path, at, audio, codec.encode(audio[None]))
 
 
+@dataclass(frozen=True)
+class Match:
+    """What a search found: the report that refine.json holds, and the two clips."""
+
+    report: dict[str, Any]
+    clips: tuple[Clip, Clip]
+
+
 def refine_songs(config: RefineConfig) -> dict[str, Any]:
+    """Searches and writes, as `match_songs` does; returns what refine.json holds."""
+    return match_songs(config).report
+
+
+def match_songs(config: RefineConfig, codec: Codec | None = None) -> Match:
     """Searches, and writes into `config.out`: refine.json, windows.png and, of a match only, the windows as WAV.
 
     cut_input.wav and cut_target.wav are the windows as recorded; window_input.wav and window_target.wav are the same,
     resampled in latent space to `window_seconds` and decoded: in time with each other. Those that an earlier run left
-    are removed.
-
-    Returns what refine.json holds.
+    are removed. `codec` is that of the config, where it is loaded already.
 
     Raises:
         UsageError, AudioError, CodecUnavailable: each names the file or option at fault.
@@ -75,7 +86,8 @@ def refine_songs(config: RefineConfig) -> dict[str, Any]:
     check(config)
     claim_folder(config)
     device = choose_device(config.device)
-    codec = load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
+    if codec is None:
+        codec = load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
     window = codec.frames(config.window_seconds)
     if window < 2:
         raise UsageError(f"--window-seconds {config.window_seconds:g} is less than two frames of {codec.name}")
@@ -155,11 +167,14 @@ def refine_songs(config: RefineConfig) -> dict[str, Any]:
                 files.append(f"{kind}_{name}.wav")
                 write_audio(config.out / files[-1], audio, codec.sample_rate, comment=comment, into=into)
     report["files"] = [*files, "windows.png", "refine.json"]
-    outputs.write_text(
-        config.out / "refine.json", strict_json.dumps(report, indent=2) + "\n", overwrite=config.overwrite
-    )
+    write_report(config.out, report, overwrite=config.overwrite)
     draw(config, report, clips, codec)  # last: what was found is not to hang on a picture
-    return report
+    return Match(report, (clips[0], clips[1]))
+
+
+def write_report(out: Path, report: dict[str, Any], *, overwrite: bool) -> None:
+    """The JSON of what a search found."""
+    outputs.write_text(out / "refine.json", strict_json.dumps(report, indent=2) + "\n", overwrite=overwrite)
 
 
 def claim_folder(config: RefineConfig) -> None:

@@ -49,7 +49,7 @@ def test_demo_touches_no_folder_of_others(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load_codec", unavailable)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("data")
-    with pytest.raises(UsageError, match="did not write .*precious"):
+    with pytest.raises(UsageError, match=r"did not write .*precious"):
         demo.run_demo(DemoConfig(out=tmp_path))
     assert (tmp_path / "run" / "precious").exists()
 
