@@ -3,6 +3,7 @@
     songs      synthesized (`audio.songs`), seeds 100000 on to train, 200000 on held out; no recording
     short      4 s patterns of 6 s clips, where most is learned at a quarter of the cost
     long       the same weights, 16 s patterns of 24 s clips
+    lively     likewise, with a weight on how much bands move, of which a distance alone leaves too little
     pack       parameters rounded to 16 bits, which load exactly; what is measured is the packed file
     measure    held-out pairs whose tempos differ by 1.05 to 1.45, white noise, and recordings where `--audio` names any
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from adaptive_window.training.run import run_training
 ROOT = Path(__file__).resolve().parents[1]
 SIZES: dict[str, Any] = {"component_dim": 32, "composer_heads": 4, "composer_layers": 2, "composer_dim": 128}
 TRAINED_FROM, HELD_OUT_FROM = 100_000, 200_000
+MADE = ("songs", "song_seconds", "seed", "short_steps", "long_steps", "lively_steps", "made_with")
 BARS = (  # name, least, most
     ("fluctuation", 0.6, 1.3),
     ("onsets_input", 0.5, None),
@@ -86,10 +89,35 @@ def train(options: argparse.Namespace) -> Path:
         clips_per_song=1,
         **shared,
     )
-    for config, sizes in ((short, SIZES), (long, {})):
+    lively = replace(
+        long,
+        out=options.work / "lively",
+        init=long.out / "last.safetensors",
+        max_steps=options.lively_steps,
+        spread_weight=0.5,
+        warmup_steps=5,
+        seed=options.seed + 1,
+    )
+    for config, sizes in ((short, SIZES), (long, {}), (lively, {})):
         if not (config.out / "summary.json").exists():
             run_training(config, **sizes)
-    return long.out / "last.safetensors"
+    return lively.out / "last.safetensors"
+
+
+def curve(work: Path) -> list[dict[str, float]]:
+    """What both stages found on their held-out songs, evaluation by evaluation."""
+    rows: list[dict[str, float]] = []
+    before = 0
+    for stage in ("short", "long", "lively"):
+        logged = [json.loads(line) for line in (work / stage / "metrics.jsonl").read_text().splitlines()]
+        found = [row for row in logged if "held_out/loss" in row]
+        kept = ("held_out/", "heard/", "windows/within", "windows/song_spread", "windows/at_bounds")
+        rows += [
+            {"step": before + row["step"], **{k: round(v, 4) for k, v in row.items() if k.startswith(kept)}}
+            for row in found
+        ]
+        before += found[-1]["step"]
+    return rows
 
 
 def pack(path: Path) -> None:
@@ -219,8 +247,8 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         "",
         f"Trained on {found['songs']} songs of {found['song_seconds']:g} s that the project synthesizes (seeds "
         f"{TRAINED_FROM} on), seed {found['seed']}: {found['short_steps']} steps of 4 clips of 6 s, then "
-        f"{found['long_steps']} of 2 clips of 24 s; {found['made_with']}. Rhythm from the input, harmony and timbre "
-        "from the target.",
+        f"{found['long_steps']} and {found['lively_steps']} of 2 clips of 24 s; {found['made_with']}. "
+        "Rhythm from the input, harmony and timbre from the target.",
         "",
         f"Held out: {found['pairs']} pairs of synthesized songs, seeds never trained on, tempos apart by 1.05 to "
         "1.45. Recordings: every ordered couple of those in `--audio`, never trained on. All figures are of latents, "
@@ -242,6 +270,13 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         f"{found['noise']['tempo_found']:.0%} of {found['pairs']} (fit at most {found['noise']['largest_fit']:.2f}), "
         f"ratios stay within {found['noise']['largest_ratio_off_1']:.3f} of what they are without one.",
     ]
+    if found.get("curve"):
+        shown = ("heard/fluctuation", "heard/onsets_input", "heard/harmony_target", "heard/copies", "held_out/spectral")
+        lines += ["", "In training, on its held-out songs (4 s patterns, the last row 16 s):", ""]
+        lines += ["| step | " + " | ".join(name.split("/")[1].replace("_", " ") for name in shown) + " |"]
+        lines += ["|" + "---|" * (len(shown) + 1)]
+        for row in found["curve"]:
+            lines.append(f"| {row['step']} | " + " | ".join(f"{row[name]:.2f}" for name in shown) + " |")
     if recorded:
         lines += ["", "| input + target | " + " | ".join(name.replace("_", " ") for name in MEASURES) + " |"]
         lines += ["|" + "---|" * (len(MEASURES) + 1)]
@@ -260,15 +295,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="length of a song")
     parser.add_argument("--short-steps", type=int, default=320)
     parser.add_argument("--long-steps", type=int, default=40)
+    parser.add_argument("--lively-steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=40, help="held-out pairs that are measured")
+    parser.add_argument("--pairs", type=int, default=24, help="held-out pairs that are measured")
     parser.add_argument("--audio", type=Path, help="folder of recordings to measure on")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--measure", action="store_true", help="only measure the weights there are")
+    parser.add_argument(
+        "--card", action="store_true", help="only write the card anew, from its JSON and the runs' logs"
+    )
     options = parser.parse_args()
     began = time.perf_counter()
-    old = json.loads((options.docs / "default-agent.json").read_text()) if options.measure else {}
+    kept = options.docs / "default-agent.json"
+    old = json.loads(kept.read_text(encoding="utf-8")) if options.measure or options.card else {}
+    if options.card:
+        write_card(options, {**old, "curve": curve(options.work)})
+        return
     if not options.measure:
         pack(train(options))
     made = f"torch {torch.__version__}, Python {platform.python_version()}, version {adaptive_window.__version__}"
@@ -280,14 +323,20 @@ def main() -> None:
         "seed": options.seed,
         "short_steps": options.short_steps,
         "long_steps": options.long_steps,
+        "lively_steps": options.lively_steps,
         "made_with": made,
         "bytes": DEFAULT_WEIGHTS.stat().st_size,
         "parameters": sum(p.numel() for p in agent.parameters()),
         "pairs": options.pairs,
-        **{key: old[key] for key in ("songs", "song_seconds", "seed", "short_steps", "long_steps", "made_with") if old},
+        **{
+            key: old[key]
+            for key in ("songs", "song_seconds", "seed", "short_steps", "long_steps", "lively_steps", "made_with")
+            if old
+        },
         "synthesized": measure(x, y, tempos)[0],
         "noise": noise_control(y),
     }
+    found["curve"] = old.get("curve") if options.measure else curve(options.work)
     if options.audio:
         names, a, b = recordings(options.audio)
         found["recordings"], rows = measure(a, b)

@@ -171,6 +171,9 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     harmony_from: Song = flag("target", "song whose pitch classes and timbre patterns follow")
     onset_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of onsets with --rhythm-from's window")
     harmony_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of chroma with --harmony-from's window")
+    spread_weight: NonNegativeFloat = flag(
+        0.0, "weight of the difference in how much bands move, of patterns and windows"
+    )
     novelty_after: ClosedUnitInterval = flag(0.3, "share of the run in which --novelty-weight grows from 0")
     matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
     anneal_blur: NonNegativeFloat = flag(

@@ -7,7 +7,7 @@ harmony      which pitch classes sound
 spectral     patterns against windows, and decoded audio against audio
 """
 
-from .composing import regrooved
+from .composing import regrooved, spread_matching
 from .harmony import harmony_matching, pitch_classes
 from .matching import matching_loss
 from .regions import ratio_diversity, window_overlap_penalty
@@ -31,6 +31,7 @@ __all__ = [
     "reconstruction_loss",
     "regrooved",
     "rhythm_matching",
+    "spread_matching",
     "tempo_matching",
     "window_overlap_penalty",
 ]

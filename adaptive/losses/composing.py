@@ -16,6 +16,17 @@ from .signals import same_shape, wide
 
 GROUPS = 8  # of neighbouring bands: low drums stay low, cymbals high
 SLOW_SECONDS = 0.5
+SPREAD_FLOOR = 0.05  # latents have about unit spread
+
+
+def spread_matching(a: Tensor, b: Tensor) -> Tensor:
+    """|log of a's spread over time over b's|, of each band, the mean over bands and windows: 0 where both move as much.
+
+    A distance alone is least for a pattern that moves too little: where it is unsure, the mean is the safest guess.
+    """
+    same_shape(a=a, b=b)
+    spreads = [(wide(x).var(-1, correction=0) + SPREAD_FLOOR**2).log() for x in (a, b)]
+    return 0.5 * (spreads[0] - spreads[1]).abs().mean()
 
 
 def odd_frames(seconds: float, frame_rate: float) -> int:

@@ -282,6 +282,12 @@ def _novelty(_: Objective, step: Step) -> Tensor:
     return torch.mean(torch.stack(step.losses))
 
 
+def _spread(objective: Objective, step: Step) -> Tensor:
+    if objective.regrooves:
+        return losses.spread_matching(*_regrooved(objective, step))
+    return losses.spread_matching(*_beside(objective, step, objective.like))
+
+
 def _matching(objective: Objective, step: Step) -> Tensor:
     sigma = blur_at(objective.config, step.taken)
     return losses.matching_loss(step.x, step.y, step.windows, step.window, sigma=sigma)
@@ -322,6 +328,7 @@ TERMS = (
     Term("novelty", lambda config: config.novelty_weight, _novelty, always=True, late=True),
     Term("onsets", lambda config: config.onset_weight * (config.rhythm_from != "none"), _onsets),
     Term("harmony", lambda config: config.harmony_weight * (config.harmony_from != "none"), _harmony),
+    Term("spread", lambda config: config.spread_weight, _spread),
     Term("matching", lambda config: config.matching_weight, _matching),
     Term("reconstruction", lambda config: config.reconstruction_weight, _reconstruction),
     Term("overlap", lambda config: config.overlap_weight, _overlap),

@@ -1,9 +1,11 @@
 """Harmony and groove against closed forms: what sounds, what moves, and what does neither."""
 
+import math
+
 import pytest
 import torch
 
-from adaptive_window.losses.composing import odd_frames, regrooved, slow
+from adaptive_window.losses.composing import odd_frames, regrooved, slow, spread_matching
 from adaptive_window.losses.harmony import chroma, harmony_likeness, harmony_matching, pitch_classes
 
 W = 60
@@ -102,3 +104,14 @@ def test_pitch_of_one_hits_of_the_other() -> None:
     assert harmony_likeness(both, harmony, CLASSES).item() > 0.95
     flux = both.diff(dim=1).relu().mean(0)
     assert flux[11::12].min() > 10 * flux[5::12].abs().max()  # rises into every twelfth frame, none between
+
+
+def test_spread_is_compared_band_by_band_whatever_is_played() -> None:
+    x = torch.randn(2, 16, 400, generator=torch.Generator().manual_seed(0))
+    assert spread_matching(x, x.roll(50, -1) + 3.0).item() == pytest.approx(0.0, abs=1e-5)
+    assert spread_matching(0.5 * x, x).item() == pytest.approx(math.log(2), rel=0.02)
+    assert spread_matching(x, 0.5 * x).item() == pytest.approx(math.log(2), rel=0.02)
+    still = torch.zeros(1, 4, 50, requires_grad=True)
+    spread_matching(still, torch.ones(1, 4, 50)).backward()
+    assert still.grad is not None
+    assert still.grad.isfinite().all()
