@@ -55,21 +55,24 @@ def choose_codec(config: DemoConfig) -> str:
     return PRETRAINED
 
 
-def prepare(config: DemoConfig) -> Path:
+def prepare(out: Path, *, resume: bool = False) -> Path:
     """The run's folder: to go on in with `--resume`; else a finished demo's is replaced, an unfinished one's refused.
 
     Raises:
         UsageError: nothing to resume, or something in the way that adaptive-window did not write.
     """
-    run, finished = config.out / "run", config.out / "metrics.json"
-    if config.resume:
+    run, finished = out / "run", out / "metrics.json"
+    if resume:
         if not holds_run(run):
             raise UsageError(f"--resume: {run} holds no checkpoint to go on from")
         return run
     if holds_run(run) and not finished.exists():
-        raise UsageError(f"{config.out} holds a demo that did not finish: add --resume to go on, or name another --out")
+        raise UsageError(f"{out} holds a demo that did not finish: add --resume to go on, or name another --out")
     if os.path.lexists(run):
-        outputs.remove_folder(run, "name another --out")
+        try:
+            outputs.remove_folder(run, "name another --out")
+        except UsageError as error:
+            raise UsageError(f"{run} exists and is no finished demo's: {error}") from error
     return run
 
 
@@ -87,7 +90,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 def _run_demo(config: DemoConfig) -> dict[str, Any]:
     began = time.perf_counter()
     codec = choose_codec(config)
-    run = prepare(config)
+    run = prepare(config.out, resume=config.resume)
     outputs.remove(config.out / "metrics.json")  # a demo that is interrupted now has not finished
     songs = config.out / "songs"
     note(f"synthesizing {TRAINING_SONGS + 1} pairs of 24 s pieces (seed {config.seed})")

@@ -1,6 +1,9 @@
 """Seconds per training step and peak memory: this agent against the structure it replaces, side by side.
 
     python benchmarks/agent_step.py --batch 8
+    python benchmarks/agent_step.py --saved         bytes kept for the backward pass, by module (saved.py)
+    python benchmarks/agent_step.py --variants      original, eager, compiled in three precisions (step_variants.py)
+    python benchmarks/agent_step.py --train         1,000 real steps on synthesized songs (step_training.py)
 
 Both have the same weights and get the same batch. `original` composes one pair after the other, cuts windows sample by
 sample with `F.interpolate` and uses `nn.TransformerEncoder` (tests/support/original_agent.py). A step is forward, the
@@ -24,6 +27,9 @@ import sys
 import time
 from pathlib import Path
 
+import saved
+import step_training
+import step_variants
 import torch
 from harness import Timing, host_syncs, launches, machine
 from torch import Tensor, nn
@@ -55,16 +61,17 @@ def batch(size: int, frames: int) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def check_parity(size: int, frames: int, window: int) -> float:
+def check_parity(size: int, frames: int, window: int, device: str = "cpu") -> float:
     """Largest difference of outputs and losses for windows of whole frames, in eval mode."""
-    x, y = batch(size, frames)
-    original, ours = build("original", window).eval(), build("ours", window).eval()
+    x, y = (clip.to(device) for clip in batch(size, frames))
+    original, ours = (build(name, window).eval().to(device) for name in VARIANTS)
     generator = torch.Generator().manual_seed(2)
     spare = frames - window - window // 8
     windows = {name: torch.randint(0, spare, (size, 3), generator=generator).float()
                for name in ("start_input", "start_target")}  # fmt: skip
     windows |= {name: torch.tensor([1.0, 1.0625, 1.125]).expand(size, 3) for name in ("ratio_input", "ratio_target")}
     windows["strength"] = torch.rand(size, 3, generator=generator)
+    windows = {name: value.to(device) for name, value in windows.items()}
     with torch.no_grad():
         outputs, terms = ours.compose_windows(x, y, windows)
         theirs, losses, _ = original.compose_windows(x, y, windows)
@@ -160,14 +167,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="steps per process")
     parser.add_argument("--rounds", type=int, default=2, help="processes per variant")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--saved-batch", type=int, default=32, help="B of --saved")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--variants", action="store_true", help="original, eager and compiled, in all precisions")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 16, 32], help="B of --variants")
+    precisions = step_variants.PRECISIONS
+    parser.add_argument("--precision", nargs="+", default=list(precisions), choices=precisions, help="of --variants")
+    parser.add_argument("--train", action="store_true", help="train the whole agent on synthesized songs")
+    parser.add_argument("--train-steps", type=int, default=1000, help="steps of --train")
+    parser.add_argument("--train-batch", type=int, default=16, help="B of --train")
+    parser.add_argument("--compile-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=(*VARIANTS, *step_variants.VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--saved", action="store_true", help="count the bytes kept for the backward pass; no timing")
     options = parser.parse_args()
+    if options.variants:
+        step_variants.main(options, build, batch, check_parity)
+        return
+    if options.train:
+        step_training.main(options)
+        return
+    if options.saved:
+        both = [saved.on_meta(build(name, options.window), options.saved_batch, options.frames) for name in VARIANTS]
+        figures = saved.report(both[0], both[1], options.saved_batch)
+        if options.json:
+            options.json.write_text(json.dumps({"torch": torch.__version__, **figures}, indent=1) + "\n")
+        return
     if options.variant:  # a child: one variant, figures on stdout
         print(json.dumps(run_steps(options)))
         return
-    parity = check_parity(1, options.frames, options.window)
+    parity = check_parity(1, options.frames, options.window, options.device)
     if not parity < 1e-4:  # float32 through four transformer layers; NaN fails too
         raise SystemExit(f"the variants disagree by {parity:.1e}: nothing timed")
     results = measure(options)

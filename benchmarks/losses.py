@@ -112,7 +112,7 @@ def show_novelty() -> None:
             torch.manual_seed(seed)
             agent = CompositionalCreativeAgent(novelty=kind)
             with torch.no_grad():
-                terms = agent.compose_with_terms(x, y)[1].mean(0).abs()
+                terms = agent(x, y, "terms")[1].mean(0).abs()
             cells.append(f"{0.5 * (terms[0] + terms[1]):.4f}, {BALANCE_WEIGHT * terms[2]:.4f}")
         print(f"  {kind:<12} " + "    ".join(cells))
 

@@ -74,6 +74,7 @@ def train(options: argparse.Namespace) -> Path:
         clip_seconds=6.0,
         window_seconds=4.0,
         learning_rate=2e-3,
+        novelty_after=0.3,
         max_steps=options.short_steps,
         batch_size=4,
         clips_per_song=max(1, options.short_steps * 4 // (4 * options.songs)),  # four evaluations

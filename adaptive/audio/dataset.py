@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,17 @@ ALIGNED_SECONDS = 0.5
 
 class DataError(AdaptiveWindowError, ValueError):
     """A data folder that cannot be trained on; the message names it and what is wrong."""
+
+
+class SongsTooShort(DataError):
+    """Too many songs are shorter than a clip; with clips of `usable_seconds` they would serve."""
+
+    def __init__(self, message: str, usable_seconds: float) -> None:
+        super().__init__(message)
+        self.usable_seconds = usable_seconds
+
+    def __reduce__(self) -> tuple[type[SongsTooShort], tuple[str, float]]:
+        return type(self), (str(self), self.usable_seconds)
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ def find_bad(
     """The files that are unreadable, silent or shorter than a clip, each with its reason; encodes the others.
 
     They are named and counted in a warning. More of them than the share `max_bad` of all raise `DataError`, with the
-    list.
+    list; `SongsTooShort` where shorter clips would mend it.
     """
     if not 0 <= max_bad <= 1:
         raise ValueError(f"max_bad must be a share from 0 to 1, got {max_bad}")
@@ -202,6 +214,10 @@ def find_bad(
         reasons = "".join(f"\n  {str(path)!r}: {reason}" for path, reason in sorted(bad.items()))
         what = f"{len(bad)} of {len(files)} audio files cannot be used:{reasons}"
         if len(bad) > max_bad * len(files):
+            spared = math.floor(max_bad * len(files)) - len(unreadable)  # songs that may stay too short
+            if spared >= 0 and lengths:
+                usable = cache.codec.seconds(sorted(lengths.values())[min(spared, len(lengths) - 1)])
+                raise SongsTooShort(what, usable)
             raise DataError(f"{what}\nThat is more than {max_bad:.0%}: mend or remove them, or raise --max-bad")
         log.warning("%s", what)
     return bad

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from ..storage import outputs
-from .files import write_audio
 
 Audio = np.ndarray  # [N] float32
 
@@ -124,6 +123,8 @@ def write_demo_set(
     Files are named `song_00_input.wav`, `song_00_target.wav`; returns them in the order of writing. Raises `UsageError`
     where one of them is there and adaptive-window did not write it.
     """
+    from .files import write_audio  # needs soundfile, which synthesis itself does not
+
     if pairs < 1 or val < 0:
         raise ValueError(f"pairs must be at least 1 and val at least 0, got {pairs} and {val}")
     places = [Path(folder, "train" if number < pairs else "val") for number in range(pairs + val)]

@@ -16,7 +16,12 @@ _UNRECOGNIZED = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 _CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
 _KEY = re.compile(r'Parser key "(\w+)":\s*')
+# of an option that may be left out, jsonargparse names all types that it may have
+_OPTIONAL = r"Does not validate against any of the Union .*? Errors: - "
+_BOUND = r"Not of type \w+: does not conform to restriction (.*?)"
 _REWORDED = [
+    (re.compile(rf"{_OPTIONAL}{_BOUND} - Expected .* Given value: (.*)"), r"must be \1, got \2"),
+    (re.compile(rf"{_OPTIONAL}(.*?) - Expected .*"), r"\1"),
     (re.compile(r"Not of type \w+: (\S+) does not conform to restriction (.*)"), r"must be \2, got \1"),
     (re.compile(r"Not of type \w+: invalid literal for int\(\) .*: (.*)"), r"must be a whole number, got \1"),
     (re.compile(r"Not of type \w+: could not convert string to float: (.*)"), r"must be a number, got \1"),

@@ -161,7 +161,9 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
     )
     sync_batchnorm: bool = flag(False, "under torchrun: BatchNorm statistics of the whole batch, not of each process")
-    compile: bool = flag(False, "torch.compile the agent")
+    compile: Literal["auto", "on", "off"] = flag(
+        "auto", "compile agent, losses and their backward pass by TorchInductor; auto does so on CUDA"
+    )
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")
 
@@ -174,7 +176,7 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     spread_weight: NonNegativeFloat = flag(
         0.0, "weight of the difference in how much bands move, of patterns and windows"
     )
-    novelty_after: ClosedUnitInterval = flag(0.3, "share of the run in which --novelty-weight grows from 0")
+    novelty_after: ClosedUnitInterval = flag(0.0, "share of the run in which --novelty-weight grows from 0")
     matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
     anneal_blur: NonNegativeFloat = flag(
         0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"

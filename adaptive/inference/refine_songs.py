@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaptive_window.kernels import resample_windows
 
+from ..audio.cache import SILENCE
 from ..audio.codec import Codec, load_codec
 from ..audio.files import AudioError, read_audio, write_audio
 from ..config import RefineConfig, check, reads
@@ -49,6 +50,8 @@ def read_clip(path: Path, at: float, longest: float, least: float, codec: Codec)
     audio = read_audio(path, codec.sample_rate)
     begin = round(at * codec.sample_rate)
     audio = audio[:, begin : begin + codec.frames(longest) * codec.hop]
+    if audio.numel() and (peak := float(audio.abs().max())) < SILENCE:
+        raise AudioError(path, f"silent from {at:g} s on (peak {peak:.1e}): nothing to match")
     frames = audio.shape[-1] // codec.hop  # a last frame that is not full has no latent of its own
     if frames < codec.frames(least):
         have = frames / codec.frame_rate

@@ -20,6 +20,10 @@ class AdaptiveWindowCreativeAgent(nn.Module):
 
     All pairs pass the shared compositional agent in one batch of B·P. In training its BatchNorm statistics are
     therefore joint over the pairs; everything else is per sample, and each pair's loss is its own samples' mean.
+    Its four parts, and every layer in them, are called as modules wherever that makes a difference: hooks, adapters,
+    pruning, parametrizations, checkpointing, FSDP2 units and `compile()` work on each of them. A layer that is as it
+    was built may be computed within a fused call (`plain.is_plain`).
+
     Nothing in `forward` waits for the device or depends on values, and NaN passes through: the training loop refuses
     such a step.
 
@@ -67,6 +71,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             )
         if selector not in ("mlp", "correlation", "content"):
             raise ValueError(f"selector must be 'mlp', 'correlation' or 'content', got {selector!r}")
+        self.encoding_dim, self.num_pairs, self.window_frames = encoding_dim, num_pairs, window_frames
         limits = {"max_ratio": max_ratio, "max_strength": max_strength}
         self.window_selector: WindowSelector | CorrelationSelector | ContentSelector
         if selector == "mlp":
@@ -92,18 +97,6 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         )
         self.training_mean = batch_mean  # training in several processes puts a joint mean here
 
-    @property
-    def encoding_dim(self) -> int:
-        return self.window_selector.encoding_dim
-
-    @property
-    def num_pairs(self) -> int:
-        return self.window_selector.num_pairs
-
-    @property
-    def window_frames(self) -> int:
-        return self.window_selector.window_frames
-
     def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
         """Two clips `[B, C, T]` of one shape, T ≥ W.
 
@@ -121,7 +114,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         windows = self.window_selector(x_input, x_target)
         outputs, terms = self.compose_windows(x_input, x_target, windows)
         losses = agent_loss(self.training_mean(terms) if self.training else batch_mean(terms))  # [P]
-        return [outputs[:, i] for i in range(self.num_pairs)], list(losses.unbind()), self._metadata(windows)
+        return [outputs[:, i] for i in range(outputs.shape[1])], list(losses.unbind()), self._metadata(windows)
 
     def compose_windows(self, x_input: Tensor, x_target: Tensor, windows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the agent makes of given windows (`[B, P]` each, any P ≥ 1).
@@ -130,28 +123,22 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             outputs `[B, P, C, W]`, and each sample's terms for `composer.agent_loss`, `[B, P, 3]`.
         """
         strength = windows["strength"].to(x_input.dtype)
-        cut_input = self.tonality_reducer_input.windowed(
-            x_input, windows["start_input"], windows["ratio_input"], strength, self.window_frames
+        cut_input = self.tonality_reducer_input(
+            x_input, strength, windows["start_input"], windows["ratio_input"], self.window_frames
         )
-        cut_target = self.tonality_reducer_target.windowed(
-            x_target, windows["start_target"], windows["ratio_target"], strength, self.window_frames
+        cut_target = self.tonality_reducer_target(
+            x_target, strength, windows["start_target"], windows["ratio_target"], self.window_frames
         )
-        output, terms = self.creative_agent.compose_with_terms(cut_input.flatten(0, 1), cut_target.flatten(0, 1))
+        output, terms = self.creative_agent(cut_input.flatten(0, 1), cut_target.flatten(0, 1), "terms")
         shape = strength.shape  # (B, P)
         return output.unflatten(0, shape), terms.unflatten(0, shape)
 
     @staticmethod
     def _metadata(windows: dict[str, Tensor]) -> dict[str, Any]:
-        means = {
-            f"{'tonality_strength' if name == 'strength' else name}_mean": value.detach().mean(0)
-            for name, value in windows.items()
-        }
-        pairs = windows["strength"].shape[1]
-        return {
-            "num_pairs": pairs,
-            "pairs": [{name: mean[i] for name, mean in means.items()} for i in range(pairs)],
-            "windows": windows,
-        }
+        names = [f"{'tonality_strength' if name == 'strength' else name}_mean" for name in windows]
+        means = torch.stack([value.detach() for value in windows.values()], dim=2).mean(0)  # [P, 5]
+        pairs = [dict(zip(names, pair.unbind(), strict=True)) for pair in means.unbind()]
+        return {"num_pairs": len(pairs), "pairs": pairs, "windows": windows}
 
     def compose(self, x_input: Tensor, x_target: Tensor, pick: str | int = "mean") -> Tensor:
         """One composed window per sample, `[B, C, W]`: the output of `compose_with_metadata`, which see."""

@@ -1,4 +1,4 @@
-"""A transformer encoder layer whose attention stays small and quick in training on a CPU.
+"""Attention that stays small and quick in training on a CPU.
 
 PyTorch's CPU attention has a lean kernel only without dropout. With it, `scaled_dot_product_attention` writes out and
 keeps several `[N, heads, S, S]` float tensors per layer (at 12 windows of 800 frames and 8 heads 245 MB each), and
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 LEVELS = 2**16  # dropout probabilities are rounded to multiples of 1/LEVELS
 # Operators of their own, so that `torch.compile` leaves their loops and buffers as they are. Defined by schema, since
@@ -140,36 +140,3 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     factor = LEVELS / (LEVELS - zeros)  # exact for the rounded probability: the mean is unbiased
     wide = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
     return masked_attention(q.to(wide), k.to(wide), v.to(wide), mask, factor).to(q.dtype)
-
-
-class EncoderLayer(nn.TransformerEncoderLayer):
-    """Post-norm encoder layer with GELU, batch first; parameters and keys of `nn.TransformerEncoderLayer`.
-
-        x = norm1(x + dropout1(self_attn(x)))
-        x = norm2(x + dropout2(linear2(dropout(gelu(linear1(x))))))
-
-    Masks are not supported: every frame of a window attends to every other.
-    """
-
-    def __init__(self, d_model: int, nhead: int, dim_feedforward: int, dropout: float) -> None:
-        super().__init__(d_model, nhead, dim_feedforward, dropout, activation="gelu", batch_first=True)
-
-    def forward(
-        self,
-        src: Tensor,
-        src_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Tensor:
-        """`[N, S, d_model]` -> `[N, S, d_model]`; the masks, which `nn.TransformerEncoder` passes, must be None."""
-        if src_mask is not None or src_key_padding_mask is not None or is_causal:
-            raise ValueError("EncoderLayer takes no masks: src_mask, src_key_padding_mask must be None")
-        x = self.norm1(src + self.dropout1(self._attend(src)))
-        return self.norm2(x + self._ff_block(x))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        heads = self.self_attn.num_heads
-        qkv = F.linear(x, self.self_attn.in_proj_weight, self.self_attn.in_proj_bias)  # [N, S, 3·d_model]
-        q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, heads, S, d]
-        out = attention(q, k, v, self.self_attn.dropout if self.training else 0.0)
-        return self.self_attn.out_proj(out.transpose(1, 2).flatten(2))

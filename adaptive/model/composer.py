@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import EncoderLayer
+from . import lean
+from .encoder import Encoder
+from .plain import is_plain
 from .validation import check_count, check_probability, check_streams
 
 BRANCHES = ("rhythm", "harmony", "timbre")
@@ -49,8 +52,8 @@ class MultiScaleExtractor(nn.Module):
 
     def _branch(self, branch: str, x: Tensor) -> Tensor:
         conv1, conv2, skip, norm = (getattr(self, f"{branch}_{name}") for name in ("conv1", "conv2", "skip", "norm"))
-        hidden = F.leaky_relu(conv1(x), SLOPE)
-        return norm(F.leaky_relu(conv2(hidden), SLOPE) + skip(x))
+        hidden = lean.leaky_relu(conv1(x), SLOPE)
+        return norm(lean.leaky_relu(conv2(hidden), SLOPE, "signs") + skip(x))
 
 
 class PositionalEncoding(nn.Module):
@@ -84,19 +87,31 @@ class ComponentComposer(nn.Module):
         super().__init__()
         self.component_projection = nn.Linear(components_dim, d_model)
         self.pos_encoder = PositionalEncoding(d_model)
-        # nested tensors serve padding masks, of which there are none
-        self.composer = nn.TransformerEncoder(
-            EncoderLayer(d_model, heads, 4 * d_model, dropout), layers, enable_nested_tensor=False
-        )
+        self.composer = Encoder(d_model, heads, 4 * d_model, layers, dropout)
         self.output_projection = nn.Sequential(
             nn.Linear(d_model, d_model // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_model // 2, encoding_dim)
         )
 
-    def forward(self, components: Tensor) -> Tensor:
-        """`[N, components_dim, W]` -> `[N, encoding_dim, W]`."""
-        x = self.component_projection(components.transpose(1, 2))  # [N, W, d_model]
-        x = self.composer(self.pos_encoder(x))
-        return self.output_projection(x).clamp(-LIMIT, LIMIT).transpose(1, 2)
+    def forward(self, components: Tensor, weights: Tensor) -> Tensor:
+        """Components `[N, 6, component_dim, W]` and their weights `[N, 6, W]` -> `[N, encoding_dim, W]`."""
+        projection = self.component_projection
+        if lean.can_be_lean(components) and is_plain(projection, nn.Linear) and projection.bias is not None:
+            x = lean.weighted_linear(components, weights, projection)  # [N, W, d_model]
+        else:
+            x = projection((components * weights[:, :, None]).flatten(1, 2).transpose(1, 2))
+        x = self._projected(self.composer(self.pos_encoder(x)))
+        return x.clamp(-LIMIT, LIMIT).transpose(1, 2)
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """`[N, W, d_model]` -> `[N, W, encoding_dim]`."""
+        layers = self.output_projection
+        if not lean.can_be_lean(x) or not is_plain(layers, nn.Sequential) or len(layers) != 4:
+            return layers(x)
+        first, gelu, dropout, last = layers
+        plain = is_plain(gelu, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and last.bias is not None
+        if not plain or not is_plain(dropout, nn.Dropout) or dropout.p >= 1:
+            return layers(x)
+        return lean.gelu_dropout_linear(first(x), last, dropout.p if dropout.training else 0.0)
 
 
 def novelty_terms(output: Tensor, x_input: Tensor, x_target: Tensor, logits: Tensor, novelty: str) -> Tensor:
@@ -194,32 +209,49 @@ class CompositionalCreativeAgent(nn.Module):
             everything, encoding_dim, composer_dim, composer_heads, composer_layers, dropout
         )
 
-    def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_input: Tensor, x_target: Tensor, wanted: Literal["loss", "terms", "components"] = "loss"
+    ) -> tuple[Tensor, Tensor]:
         """Two windows `[B, C, W]`, W ≤ 2000, to a third.
 
+        Every use of the agent comes through here, so that hooks and wrappers see all of them.
+
+        Args:
+            x_input, x_target: the windows.
+            wanted: what is returned.
+
         Returns:
-            The composed window `[B, C, W]`, and the 0-dim loss: novelty + balance (`novelty_terms` averaged over the
-            batch, then `agent_loss`).
+            "loss": the composed window `[B, C, W]`, and the 0-dim loss: novelty + balance (`novelty_terms` averaged
+            over the batch, then `agent_loss`).
+            "terms": the composed window, and every sample's own terms `[B, 3]` for `agent_loss`.
+            "components": without composing, of windows of any length, components `[B, 6, component_dim, W]` in the
+            order of `COMPONENTS`, and their logits `[B, 6, W]`.
 
         Raises:
             TypeError: a window is no floating tensor, or of another dtype than the weights outside autocast.
-            ValueError: a wrong rank, shape, number of channels or device, or too many frames.
+            ValueError: a wrong rank, shape, number of channels or device, too many frames, or another `wanted`.
         """
+        if wanted not in ("loss", "terms", "components"):
+            raise ValueError(f"wanted must be 'loss', 'terms' or 'components', got {wanted!r}")
         check_streams(self, x_input, x_target, self.encoding_dim)
-        output, terms = self.compose_with_terms(x_input, x_target)
-        return output, agent_loss(terms.mean(0))
-
-    def compose_with_terms(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
-        """The composed windows `[N, C, W]`, and every sample's own terms `[N, 3]` for `agent_loss`."""
         components, logits = self._components(x_input, x_target)
-        weights = torch.softmax(logits, dim=1)  # [N, 6, W]
-        output = self.composer((components * weights[:, :, None]).flatten(1, 2))
-        return output, novelty_terms(output, x_input, x_target, logits, self.novelty)
+        if wanted == "components":
+            return components, logits
+        weights = torch.softmax(logits, dim=1)  # [B, 6, W]
+        output = self.composer(components, weights)
+        terms = novelty_terms(output, x_input, x_target, logits, self.novelty)
+        return output, agent_loss(terms.mean(0)) if wanted == "loss" else terms
 
     def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
-        """Components `[N, 6, component_dim, W]` in the order of `COMPONENTS`, and their logits `[N, 6, W]`."""
         stacked = torch.cat([*self.input_extractor(x_input), *self.target_extractor(x_target)], dim=1)
-        return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self.component_selector(stacked)
+        return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self._logits(stacked)
+
+    def _logits(self, stacked: Tensor) -> Tensor:
+        layers = self.component_selector
+        if not is_plain(layers, nn.Sequential) or len(layers) != 3 or not is_plain(layers[1], nn.LeakyReLU):
+            return layers(stacked)
+        first, activation, last = layers
+        return last(lean.leaky_relu(first(stacked), activation.negative_slope))
 
     @torch.no_grad()
     def get_component_statistics(self, x_input: Tensor, x_target: Tensor) -> dict[str, float]:
@@ -228,9 +260,8 @@ class CompositionalCreativeAgent(nn.Module):
         Keys `input_rhythm_energy`, `input_rhythm_weight`, ... `target_timbre_weight`. Runs in eval mode and restores
         each module's mode. Unlike `forward` it waits for the device, and takes windows of any length.
         """
-        check_streams(self, x_input, x_target, self.encoding_dim)
         with evaluating(self):
-            components, logits = self._components(x_input, x_target)
+            components, logits = self(x_input, x_target, "components")
         energies = _wide(components).square().mean((0, 2, 3)).sqrt()
         weights = torch.softmax(_wide(logits), dim=1).mean((0, 2))
         statistics = {f"{name}_energy": value for name, value in zip(COMPONENTS, energies.tolist(), strict=True)}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_window.kernels import resample_windows
-from adaptive_window.kernels.reference import compute_dtype
+from adaptive_window.kernels.reference import compute_dtype, without_autocast
 
 from ..losses.matching import standardized
 from .selector import fresh_logits, windows_from_logits
@@ -109,7 +109,7 @@ class CorrelationSelector(nn.Module):
         Returns:
             start (frames) and ratio of x's windows, each `[B, Q]`.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             dtype = compute_dtype(self.log_weight.dtype)
             places = lattice(x.shape[2], self.window_frames, self.max_ratio, self.cell, dtype, x.device)
             scores = self._scores(self._cells(x.to(dtype)), self._cells(y.to(dtype)), start.to(dtype), ratio, places)

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from adaptive_window.kernels.reference import without_autocast
+
+from .plain import working_dtype
 from .validation import check_count, check_positive, check_probability, check_share, check_streams
 
 POOLED_BINS = 50
@@ -134,9 +137,9 @@ class WindowSelector(nn.Module):
     def logits(self, x_input: Tensor, x_target: Tensor) -> Tensor:
         """The raw outputs `[B, 5·P]`, pair after pair; arguments and errors as `forward`."""
         check_streams(self, x_input, x_target, self.encoding_dim, self.window_frames)
-        weight = next(self.mlp.parameters())
-        with torch.autocast(x_input.device.type, enabled=False):
-            pooled = [self.pool(x.to(weight.dtype)) for x in (x_input, x_target)]  # each [B, C, 50]
+        dtype = working_dtype(self.mlp, x_input.dtype)
+        with without_autocast(x_input.device.type):
+            pooled = [self.pool(x.to(dtype)) for x in (x_input, x_target)]  # each [B, C, 50]
             return self.mlp(torch.cat(pooled, dim=1).flatten(1))
 
     def forward(self, x_input: Tensor, x_target: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..storage import strict_json
 from .songs import MOST_BYTES
 from .uploads import Uploads
 
@@ -171,7 +172,7 @@ def _with_headers(send: Send) -> Send:
 
 
 async def answer(send: Send, status: int, body: dict[str, Any], *, retry: int | None = None) -> None:
-    content = json.dumps(body).encode()
+    content = strict_json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     if retry is not None:
         headers.append((b"retry-after", str(retry).encode()))

@@ -39,7 +39,7 @@ from adaptive_window.kernels import resample_windows
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..audio.synthesis import write_demo_set
-from ..config import AblateConfig, TrainConfig, check, reads, to_plain, to_yaml
+from ..config import AblateConfig, TrainConfig, check, command_line, reads, to_plain, to_yaml
 from ..console import note
 from ..device import choose_device
 from ..errors import UsageError
@@ -88,9 +88,7 @@ def run_ablation(config: AblateConfig) -> str:
         prepare_folder(config.out, lock, resume=False, files=FILES, folders=("runs", "songs"), reads=reads(config))
         begun = any((config.out / name).exists() for name in ("ablation.csv", "runs"))
         if begun and not config.resume:
-            raise UsageError(
-                f"{config.out} holds an ablation already: add --resume to finish it, or name another --out"
-            )
+            raise UsageError(f"{config.out} holds an ablation already: name another --out, or add --resume")
         if config.resume and not begun:
             raise UsageError(f"--resume: {config.out} holds no ablation to go on with")
         if config.resume:
@@ -119,7 +117,12 @@ def _run_ablation(config: AblateConfig) -> str:
         note(f"synthesizing {config.songs} training and {config.held_out_songs} held-out pairs of 24 s pieces")
         write_demo_set(base.data, pairs=config.songs, val=config.held_out_songs, seed=config.seed)
     save_config(config, config.out / CONFIG)
-    codec, train_set, held_out = prepare_data(base, choose_device(config.device), HELD_OUT_CLIPS)
+    codec, train_set, held_out = prepare_data(
+        base,
+        choose_device(config.device),
+        HELD_OUT_CLIPS,
+        lambda **lengths: command_line("ablate", config, **lengths),
+    )
     scores = read_csv(config.out / "ablation.csv") if config.resume else []
     done = {(score.variant, score.seed) for score in scores}
     for seed in range(config.seed, config.seed + config.seeds):

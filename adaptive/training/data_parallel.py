@@ -50,14 +50,12 @@ def wrap(agent: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
 
 
 def join_statistics(module: nn.Module, *, sync_batchnorm: bool) -> None:
-    """Replaces the module's batch means, and with `sync_batchnorm` its BatchNorms, by joint ones; keys stay."""
-    if isinstance(module, AdaptiveWindowCreativeAgent):
-        module.training_mean = joint_batch_mean
-    for name, child in module.named_children():
-        if sync_batchnorm and type(child) is nn.BatchNorm1d:
-            setattr(module, name, JointBatchNorm.of(child))
-        else:
-            join_statistics(child, sync_batchnorm=sync_batchnorm)
+    """Makes the module's batch means, and with `sync_batchnorm` its BatchNorms, joint ones; keys and hooks stay."""
+    for part in module.modules():
+        if isinstance(part, AdaptiveWindowCreativeAgent):
+            part.training_mean = joint_batch_mean
+        if sync_batchnorm and type(part) is nn.BatchNorm1d:
+            part.__class__ = JointBatchNorm
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -90,14 +88,6 @@ class JointBatchNorm(nn.BatchNorm1d):
     `nn.SyncBatchNorm` does the same on CUDA only. Mean first, then the mean squared distance from it (E[x²] − E[x]²
     cancels): two small all-reduces forward and two backward.
     """
-
-    @classmethod
-    def of(cls, other: nn.BatchNorm1d) -> JointBatchNorm:
-        """With the parameters and buffers of another."""
-        joint = cls(other.num_features, other.eps, other.momentum, other.affine, other.track_running_stats)
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            setattr(joint, name, getattr(other, name))
-        return joint.train(other.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, W]` -> `[N, C, W]`."""

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from ..audio.codec import Codec
-from ..audio.dataset import ClipDataset
 from ..audio.files import write_audio
 from ..console import note
 from ..errors import UsageError
-from ..model.agent import AdaptiveWindowCreativeAgent
 from ..plots import PairWindows, figure_image, save_figure, windows_figure
 from ..storage import outputs
-from .objective import Objective
-from .report import COLUMNS, WindowReport
-
-if TYPE_CHECKING:
-    from .logging import RunLog
-    from .loop import Trainer
-
-
-@dataclass
-class Evaluation:
-    """Mean loss and its parts over the held-out set, the windows chosen there, and what is heard (`measures`)."""
-
-    step: int
-    loss: float
-    parts: dict[str, float]
-    windows: WindowReport
-    heard: dict[str, float] = field(default_factory=dict)
+from .logging import RunLog
+from .report import COLUMNS, Evaluation, report_of
+from .run_state import Run
 
 
 @torch.no_grad()
-def evaluate(
-    agent: AdaptiveWindowCreativeAgent,
-    objective: Objective,
-    dataset: ClipDataset,
-    batch_size: int,
-    device: torch.device,
-    window_seconds: float,
-    step: int,
-) -> Evaluation:
+def evaluate(run: Run) -> Evaluation:
     """In eval mode, at fixed crops; every example counts alike."""
+    agent, objective = run.agent, run.objective
     was_training = agent.training
     agent.eval()
     dtype = next(agent.parameters()).dtype
@@ -54,8 +28,9 @@ def evaluate(
     parts: dict[str, float] = {}
     heard: dict[str, float] = {}
     windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
-    for batch in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):  # see Trainer._load
-        x, y = (batch[key].to(device, dtype) for key in ("input", "target"))
+    config, generator = run.config, torch.Generator()  # of its own, see BatchLoader
+    for batch in DataLoader(run.held_out, batch_size=config.batch_size, generator=generator):
+        x, y = (batch[key].to(run.device, dtype) for key in ("input", "target"))
         outputs, losses, metadata = agent(x, y)
         loss, found = objective(outputs, losses, metadata["windows"], x, y, random_stretch=False)
         total += float(loss) * len(x)
@@ -67,17 +42,11 @@ def evaluate(
         for name in COLUMNS:
             windows[name].append(metadata["windows"][name].double().cpu().numpy())
     agent.train(was_training)
-    config = objective.config
-    report = WindowReport(
-        {name: np.concatenate(values) for name, values in windows.items()},
-        objective.codec.frame_rate,
-        window_seconds,
-        config.clip_seconds,
-        config.max_ratio,
-        config.max_strength,
-    )
+    values = {name: np.concatenate(columns) for name, columns in windows.items()}
     mean = {name: value / count for name, value in parts.items()}
-    return Evaluation(step, total / count, mean, report, {name: value / count for name, value in heard.items()})
+    report = report_of(values, run.codec.frame_rate, config)
+    heard = {name: value / count for name, value in heard.items()}
+    return Evaluation(run.progress.step, total / count, mean, report, heard)
 
 
 def pairs_in_seconds(windows: dict[str, torch.Tensor], codec: Codec, index: int = 0) -> list[PairWindows]:
@@ -95,25 +64,25 @@ def pairs_in_seconds(windows: dict[str, torch.Tensor], codec: Codec, index: int 
     ]
 
 
-def write_examples(trainer: Trainer, log: RunLog) -> None:
+def write_examples(run: Run, log: RunLog) -> None:
     """Audio (the mean of all pairs) and pictures of its windows, of the first held-out examples: `out/examples`.
 
     A file there that is not ours to replace is left as it is, with a warning: examples are never worth the run.
     """
     try:
-        _write_examples(trainer, log)
+        _write_examples(run, log)
     except UsageError as error:
         note(f"warning: {error}; these examples are not kept")
 
 
-def _write_examples(trainer: Trainer, log: RunLog) -> None:
-    folder = trainer.config.out / "examples"
+def _write_examples(run: Run, log: RunLog) -> None:
+    folder = run.config.out / "examples"
     folder.mkdir(exist_ok=True)
-    agent, codec, step = trainer.agent, trainer.codec, trainer.progress.step
-    for k in range(min(trainer.config.examples, len(trainer.held_out))):
-        item = trainer.held_out[k]
+    agent, codec, step = run.agent, run.codec, run.progress.step
+    for k in range(min(run.config.examples, len(run.held_out))):
+        item = run.held_out[k]
         clips = [torch.as_tensor(item[key]) for key in ("input", "target")]  # [C, T] each
-        x, y = (clip[None].to(trainer.device, next(agent.parameters()).dtype) for clip in clips)
+        x, y = (clip[None].to(run.device, next(agent.parameters()).dtype) for clip in clips)
         latents, metadata = agent.compose_with_metadata(x, y, pick="mean")
         with torch.no_grad():
             audio = codec.decode(latents.float())[0].cpu()
@@ -124,7 +93,7 @@ def _write_examples(trainer: Trainer, log: RunLog) -> None:
             clips[1].numpy(),
             pairs_in_seconds(metadata["all_windows"], codec),
             clip_seconds=clips[0].shape[-1] / codec.frame_rate,
-            window_seconds=trainer.config.window_seconds,
+            window_seconds=run.config.window_seconds,
             title=f"windows at step {step}",
         )
         save_figure(figure, folder / f"step{step:06d}-{k}.png", into=outputs.writing)

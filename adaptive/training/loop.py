@@ -22,15 +22,17 @@ from ..model.agent import AdaptiveWindowCreativeAgent
 from ..storage import outputs, strict_json
 from . import checkpoint as files
 from . import data_parallel, distributed
-from .evaluation import Evaluation, evaluate, write_examples
+from .evaluation import evaluate, write_examples
 from .initial import begin_with, load_initial, sizes_of
 from .loader import BatchLoader
 from .logging import RunLog
 from .measures import measures_line, measures_warnings
 from .objective import Objective
 from .order import batches_of
+from .report import Evaluation
+from .run_state import Run
 from .signals import StopSignals, Terminated
-from .state import Progress, give_state, random_kept, random_kept_on_stop, seed_all, take_state
+from .state import give_state, random_kept, random_kept_on_stop, seed_all, take_state
 from .step import Stepper, StepRecord, parameter_groups, problem_of
 
 T = TypeVar("T")
@@ -63,16 +65,14 @@ class Trainer:
         stop: StopSignals | None = None,
         **agent_options: Any,
     ) -> None:
-        self.config, self.codec, self.train_set, self.held_out = config, codec, train, held_out
         self.stop = stop or StopSignals()
-        self.device = choose_device(config.device)
+        device = choose_device(config.device)
         seed_all(config.seed)
-        self.window = codec.frames(config.window_seconds)
         initial = distributed.main_first(lambda: load_initial(config.init)) if config.init is not None else None
-        self.agent_arguments: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "encoding_dim": codec.dim,
             "num_pairs": config.num_pairs,
-            "window_frames": self.window,
+            "window_frames": codec.frames(config.window_seconds),
             "max_ratio": config.max_ratio,
             "max_strength": config.max_strength,
             "selector": config.selector,
@@ -83,29 +83,30 @@ class Trainer:
             **agent_options,
         }
         dtype = torch.float64 if config.precision == "float64" else torch.float32
-        self.agent = AdaptiveWindowCreativeAgent(**self.agent_arguments).to(self.device, dtype)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.agent, config), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        agent = AdaptiveWindowCreativeAgent(**arguments).to(device, dtype)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(agent, config), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.loader = BatchLoader(train, config.workers, config.worker_start, pin_memory=self.device.type == "cuda")
-        self.objective = distributed.main_first(lambda: Objective(codec, config))  # it refuses what does not fit
-        self.progress = Progress()
+        objective = distributed.main_first(lambda: Objective(codec, config))  # it refuses what does not fit
+        run = self.state = Run(config, codec, train, held_out, device, arguments, agent, optimizer, objective)
+        self.config, self.device, self.codec = config, device, codec
+        self.train_set, self.held_out = train, held_out
+        self.agent, self.optimizer, self.objective = agent, optimizer, objective
+        self.progress, self.evaluations = run.progress, run.evaluations
+        self.loader = BatchLoader(train, config.workers, config.worker_start, pin_memory=device.type == "cuda")
         self.step_seconds: deque[float] = deque(maxlen=1000)
         self.last_parts: dict[str, float] = {}
-        self.evaluations: list[Evaluation] = []
         if not distributed.is_main():  # dropout of its own
             seed_all(distributed.rank_seed(config.seed))
         if initial is not None and config.init is not None and not config.resume:
-            begin_with(self.agent, self.agent_arguments, initial, config.init)
+            begin_with(agent, arguments, initial, config.init)
         if config.resume:
-            distributed.main_first(lambda: give_state(self, *files.load_last(config.out)))
+            distributed.main_first(lambda: give_state(run, *files.load_last(config.out)))
         # wrapped and compiled after the weights are in place; shares them with self.agent, which is what is saved
-        forward = data_parallel.wrap(self.agent, sync_batchnorm=config.sync_batchnorm)
-        if config.compile:
-            forward = torch.compile(forward)  # type: ignore[assignment]  # compile is typed as any callable
-        self.take_step = Stepper(self.agent, forward, self.optimizer, self.objective, config, self.device)
+        forward = data_parallel.wrap(agent, sync_batchnorm=config.sync_batchnorm)
+        self.take_step = Stepper(agent, forward, optimizer, objective, config, device)
         self._unread: deque[StepRecord] = deque()  # steps whose figures have not been read
-        self._behind = 1 if self.device.type == "cuda" else 0  # so many of them while the next one is queued
+        self._behind = 1 if device.type == "cuda" else 0  # so many of them while the next one is queued
         self._settled = self._saved = time.perf_counter()
         self._on_disk = config.resume  # whether the state is what a checkpoint holds
 
@@ -141,7 +142,7 @@ class Trainer:
     def save(self, name: str) -> Path:
         path = self.config.out / name
         previous = path.with_name(files.PREVIOUS) if name == files.LAST else None
-        state = take_state(self)
+        state = take_state(self.state)
         distributed.on_main(lambda: files.save_checkpoint(path, state, previous=previous))
         if name == files.LAST:
             self._saved, self._on_disk = time.perf_counter(), True
@@ -186,6 +187,7 @@ class Trainer:
                     mode.enter_context(self._leavable())
                 self._unread.append(self.take_step(batch, progress.step))
                 self._on_disk = False
+                self._note_mode()
             progress.step, progress.batch = progress.step + 1, progress.batch + 1
             self._read(log, bar, leave=self._behind)
             stopping, save = self._ask_all()
@@ -195,6 +197,13 @@ class Trainer:
                     self.stop.check()
                 self.save(files.LAST)
         self._read(log, bar, leave=0)
+
+    def _note_mode(self) -> None:
+        """What is compiled is known after a process's first step."""
+        mode, before = self.take_step.compute.mode, self.state.mode
+        if mode != before and self.config.resume:
+            note(f"this run was trained with {before} computation and goes on with {mode}: last bits may differ")
+        self.state.mode = mode
 
     def _leavable(self) -> contextlib.AbstractContextManager[object]:
         """A part that one process can leave at any point; of several none leaves while others wait for it."""
@@ -257,16 +266,7 @@ class Trainer:
             log.scalars(step, scalars)
 
     def _evaluate(self) -> Evaluation:
-        config = self.config
-        return evaluate(
-            self.agent,
-            self.objective,
-            self.held_out,
-            config.batch_size,
-            self.device,
-            config.window_seconds,
-            self.progress.step,
-        )
+        return evaluate(self.state)
 
     def _after_epoch(self, log: RunLog) -> None:
         progress = self.progress
@@ -284,7 +284,7 @@ class Trainer:
         held_out |= {f"heard/{key}": value for key, value in found.heard.items()}
         log.scalars(progress.step, {"held_out/loss": found.loss, **held_out, **found.windows.scalars()})
         if self.config.examples:
-            self._on_main(lambda: write_examples(self, log))
+            self._on_main(lambda: write_examples(self.state, log))
         self._keep(found, better)
 
     def _on_main(self, function: Callable[[], T]) -> T:

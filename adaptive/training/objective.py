@@ -19,8 +19,7 @@ compare what is heard.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -89,16 +88,17 @@ class Step:
     y: Tensor
     random_stretch: bool
     taken: int | None  # steps before this one; None for the end of the run
+    cuts: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def window(self) -> int:
         return self.patterns.shape[-1]
 
-    @cached_property
+    @property
     def cut_input(self) -> Tensor:
         return self._cut(self.x, "input")
 
-    @cached_property
+    @property
     def cut_target(self) -> Tensor:
         return self._cut(self.y, "target")
 
@@ -107,7 +107,10 @@ class Step:
 
     def _cut(self, clip: Tensor, name: str) -> Tensor:
         """The pairs' windows of a clip, untransformed and live: `[B, P, C, W]`."""
-        return wide(resample_windows(clip, self.windows[f"start_{name}"], self.windows[f"ratio_{name}"], self.window))
+        if name not in self.cuts:  # no `cached_property`: its lock cannot be compiled before Python 3.12
+            start, ratio = self.windows[f"start_{name}"], self.windows[f"ratio_{name}"]
+            self.cuts[name] = wide(resample_windows(clip, start, ratio, self.window))
+        return self.cuts[name]
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,21 @@ class Objective:
         late = novelty_share_at(self.config, step)
         weighted = [(late if term.late else 1.0) * weight * parts[term.name] for term, weight in self.terms]
         return torch.stack(weighted).sum(), parts
+
+    def why_not_traced(self) -> str | None:
+        """Why the losses are not one and the same computation in every step, None where they are."""
+        config = self.config
+        if config.anneal_blur:
+            return "--anneal-blur blurs less from step to step"
+        if config.rhythm_weight:
+            return "rhythm is blurred less from step to step"
+        if config.novelty_after and config.novelty_weight:
+            return "the novelty's weight grows from step to step"
+        decoded = config.spectral == "decoded" or config.envelope_copy_weight
+        listens = config.rhythm_from != "none" or config.harmony_from != "none" or config.spread_weight
+        if self.codec.differentiable and (decoded or listens):
+            return "each step decodes another stretch of the patterns"
+        return None
 
     def lags(self, window: int) -> tuple[float, float]:
         """Frames of the lags at which rhythm is compared; at most a quarter of the window, so that each fits often."""

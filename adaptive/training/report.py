@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..config import TrainConfig
 
 NEAR_SECONDS = 1.0  # pairs whose windows start nearer than that look at one place
 AT_BOUND = 0.02  # share of its range within which a parameter is at its end
@@ -163,3 +165,21 @@ class WindowReport:
                 common = np.clip(end - np.maximum(starts[:, a], starts[:, b]), 0, None)
                 shares.append((common / np.minimum(lengths[:, a], lengths[:, b])).mean())
         return bool(np.min(shares) > 0.9)
+
+
+@dataclass
+class Evaluation:
+    """Mean loss and its parts over the held-out set, the windows chosen there, and what is heard (`measures`)."""
+
+    step: int
+    loss: float
+    parts: dict[str, float]
+    windows: WindowReport
+    heard: dict[str, float] = field(default_factory=dict)
+
+
+def report_of(values: dict[str, NDArray[np.float64]], frame_rate: float, config: TrainConfig) -> WindowReport:
+    """The report of a run's windows, by its lengths and ranges."""
+    return WindowReport(
+        values, frame_rate, config.window_seconds, config.clip_seconds, config.max_ratio, config.max_strength
+    )

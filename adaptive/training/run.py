@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..audio.cache import LatentCache
 from ..audio.codec import Codec, load_codec
-from ..audio.dataset import ClipDataset, Example, files_of, find_bad, find_examples
-from ..config import TrainConfig, cache_folder, check, reads, to_plain
+from ..audio.dataset import ClipDataset, DataError, Example, SongsTooShort, files_of, find_bad, find_examples
+from ..config import TrainConfig, cache_folder, check, command_line, reads, to_plain
 from ..console import note
 from ..device import choose_device
 from ..errors import UsageError
@@ -23,10 +24,10 @@ from ..plots import save_figure, trajectory_figure
 from ..storage import outputs
 from ..storage.lock import FolderLock
 from . import distributed
-from .evaluation import Evaluation
 from .folder import CONFIG, holds_run, prepare_folder, save_config
 from .logging import RunLog
 from .loop import Trainer, write_summary
+from .report import Evaluation
 from .signals import StopSignals
 
 
@@ -89,11 +90,15 @@ def _run(
 
 
 def prepare_data(
-    config: TrainConfig, device: torch.device, held_out_clips: int = 1
+    config: TrainConfig,
+    device: torch.device,
+    held_out_clips: int = 1,
+    retry: Callable[..., str] | None = None,
 ) -> tuple[Codec, ClipDataset, ClipDataset]:
     """Codec, training set and held-out set; what is not in the latent cache is encoded by all processes together.
 
-    Of every held-out song there are `held_out_clips` clips, at fixed places.
+    Of every held-out song there are `held_out_clips` clips, at fixed places. `retry` says what to call instead, given
+    other lengths, where songs are too short (default: `train`).
 
     What is wrong is found by rank 0 first, which then says it alone.
     """
@@ -112,9 +117,7 @@ def prepare_data(
     if distributed.size() > 1:
         cache.encode_all(distributed.share_of_node(files), progress=distributed.is_main())
         distributed.wait_for_all()
-    bad = distributed.main_first(
-        lambda: find_bad(files, cache, frames, max_bad=config.max_bad, progress=distributed.is_main())
-    )
+    bad = distributed.main_first(lambda: find_usable(config, retry, files, cache, frames))
     if bad:  # before the split: held-out songs that cannot be used would be missed
         train, held_out = distributed.main_first(lambda: find(bad))
     per_song, seed = config.clips_per_song, config.seed
@@ -123,6 +126,25 @@ def prepare_data(
         held_out, cache, clip_frames=frames, clips_per_example=held_out_clips, seed=seed, random_crops=False
     )
     return codec, train_set, held_out_set
+
+
+def find_usable(
+    config: TrainConfig, retry: Callable[..., str] | None, files: list[Path], cache: LatentCache, frames: int
+) -> dict[Path, str]:
+    """`find_bad`, which says what to do where songs are too short."""
+    try:
+        return find_bad(files, cache, frames, max_bad=config.max_bad, progress=distributed.is_main())
+    except SongsTooShort as error:
+        clip = math.floor(error.usable_seconds * 100) / 100
+        window = math.floor(config.window_seconds * clip / config.clip_seconds * 100) / 100
+        if window < 0.1:
+            raise
+        lengths = {"clip_seconds": clip, "window_seconds": window}
+        call = command_line("train", config, **lengths) if retry is None else retry(**lengths)
+        raise DataError(
+            f"--clip-seconds {config.clip_seconds:g} is longer than the songs. Shorter clips serve:\n  "
+            f"{call}\n{error}\nOr add longer songs, or raise --max-bad"
+        ) from error
 
 
 def check_options(config: TrainConfig) -> None:

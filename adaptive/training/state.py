@@ -1,4 +1,4 @@
-"""What a run has to remember to go on as if it had never stopped, taken from a trainer and given back."""
+"""What a run has to remember to go on as if it had never stopped, taken from it and given back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import inspect
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,39 +19,23 @@ from ..console import note
 from ..model.agent import AdaptiveWindowCreativeAgent
 from . import distributed
 from .checkpoint import Checkpoint, CheckpointError, load_weights
-from .evaluation import Evaluation
-from .report import COLUMNS, WindowReport
-
-if TYPE_CHECKING:
-    from .loop import Trainer
+from .report import COLUMNS, Evaluation, report_of
+from .run_state import Progress, Run
 
 
-@dataclass
-class Progress:
-    """Where a run is: all that a resumed run needs beside tensors."""
-
-    step: int = 0  # batches used, refused ones included
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch already used
-    best: float = math.inf
-    epochs_without_gain: int = 0
-    refused: int = 0
-    refused_in_a_row: int = 0
-
-
-def take_state(trainer: Trainer) -> Checkpoint:
+def take_state(run: Run) -> Checkpoint:
     """Everything, as one checkpoint. The tensors are the live ones: save before the next step.
 
     All ranks call it together, for their random states; the rest is the same on all but BatchNorm's running statistics.
     """
-    config, codec, evaluations = trainer.config, trainer.codec, trainer.evaluations
+    config, codec, evaluations = run.config, run.codec, run.evaluations
     return Checkpoint(
-        model=trainer.agent.state_dict(),
-        optimizer=optimizer_state(trainer.optimizer, trainer.agent),
-        random=distributed.gather_by_rank(random_state(trainer.device)),
+        model=run.agent.state_dict(),
+        optimizer=optimizer_state(run.optimizer, run.agent),
+        random=distributed.gather_by_rank(random_state(run.device)),
         evaluations={str(k): _windows_of(evaluation) for k, evaluation in enumerate(evaluations)},
         info={
-            "agent": trainer.agent_arguments,
+            "agent": run.agent_arguments,
             "codec": {
                 "name": codec.name,
                 "fingerprint": codec.fingerprint,
@@ -61,27 +44,28 @@ def take_state(trainer: Trainer) -> Checkpoint:
             },
             "clip_frames": codec.frames(config.clip_seconds),
             "config": to_plain(config),
-            "data_order": data_order(trainer),
-            "progress": vars(trainer.progress),  # no loss yet is an infinite one, which JSON has not: null
+            "data_order": data_order(run),
+            "progress": vars(run.progress),  # no loss yet is an infinite one, which JSON has not: null
+            "mode": run.mode,
             "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts, "heard": e.heard} for e in evaluations],
         },
     )
 
 
-def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
-    """The reverse of `take_state`, for a trainer built with the same options.
+def give_state(run: Run, saved: Checkpoint, path: Path) -> None:
+    """The reverse of `take_state`, for a run built with the same options.
 
     Raises:
         CheckpointError: another agent or codec; or, unless `--force`, another batch size, world size, seed or data set.
     """
-    info, config = saved.info, trainer.config
+    info, config = saved.info, run.config
     if info["format"] < 2:
         raise CheckpointError(
             f"{path} has checkpoint format {info['format']}, which lacks the data set's fingerprint and part of the "
             "random state: compose and plot read it, but a run cannot go on from it; train anew in another --out"
         )
-    codec = trainer.codec
-    ours = {**trainer.agent_arguments, "codec": f"{codec.name} (fingerprint {codec.fingerprint})"}
+    codec = run.codec
+    ours = {**run.agent_arguments, "codec": f"{codec.name} (fingerprint {codec.fingerprint})"}
     theirs = {
         **agent_defaults(),  # options that are newer than the checkpoint
         **info["agent"],
@@ -89,23 +73,25 @@ def give_state(trainer: Trainer, saved: Checkpoint, path: Path) -> None:
     }
     if changed := differences(theirs, ours):
         raise CheckpointError(f"cannot resume {path}: {'; '.join(changed)}. Set it as it was, or name another --out")
-    load_weights(trainer.agent, saved.model, path)
-    restore_optimizer(trainer.optimizer, trainer.agent, saved.optimizer)
+    load_weights(run.agent, saved.model, path)
+    restore_optimizer(run.optimizer, run.agent, saved.optimizer)
     if states := distributed.part_of_rank(saved.random):  # none for a rank that the saved run did not have
-        restore_random(states, trainer.device)
+        restore_random(states, run.device)
     progress = info["progress"]
-    trainer.progress = Progress(**{**progress, "best": math.inf if progress["best"] is None else progress["best"]})
-    if changed := differences(info["data_order"], data_order(trainer)):
+    best = math.inf if progress["best"] is None else progress["best"]
+    vars(run.progress).update(vars(Progress(**{**progress, "best": best})))
+    run.mode = info.get("mode", run.mode)
+    if changed := differences(info["data_order"], data_order(run)):
         text = "; ".join(changed)
         if not config.force:
             raise CheckpointError(
                 f"cannot resume {path}: {text}. The order of the data would be another one: set it as it was, or "
                 "add --force to begin the epoch anew with it"
             )
-        note(f"warning: --force: {text}; epoch {trainer.progress.epoch} begins anew")
-        trainer.progress.batch = 0
-    trainer.evaluations = [
-        _evaluation_of(found, saved.evaluations[str(k)], trainer) for k, found in enumerate(info["evaluations"])
+        note(f"warning: --force: {text}; epoch {run.progress.epoch} begins anew")
+        run.progress.batch = 0
+    run.evaluations[:] = [
+        _evaluation_of(found, saved.evaluations[str(k)], run) for k, found in enumerate(info["evaluations"])
     ]
 
 
@@ -115,14 +101,14 @@ def agent_defaults() -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
-def data_order(trainer: Trainer) -> dict[str, Any]:
+def data_order(run: Run) -> dict[str, Any]:
     """What decides which examples are in which batch."""
     return {
-        "batch size": trainer.config.batch_size,
+        "batch size": run.config.batch_size,
         "world size": distributed.size(),
-        "seed": trainer.config.seed,
-        "training set": trainer.train_set.fingerprint,
-        "held-out set": trainer.held_out.fingerprint,
+        "seed": run.config.seed,
+        "training set": run.train_set.fingerprint,
+        "held-out set": run.held_out.fingerprint,
     }
 
 
@@ -186,39 +172,46 @@ def restore_random(state: Mapping[str, Tensor], device: torch.device) -> None:
 @contextlib.contextmanager
 def random_kept(device: torch.device) -> Iterator[None]:
     """What draws random numbers within leaves the generators as they were, also where it is left by a signal."""
-    before = random_state(device)
+    before = _generators(device)
     try:
         yield
     finally:
-        restore_random(before, device)
+        _put_back(before, device)
 
 
 @contextlib.contextmanager
 def random_kept_on_stop(device: torch.device) -> Iterator[None]:
     """As `random_kept`, but only where it is left by a signal: what was half done is done anew, with the same draws."""
-    before = random_state(device)
+    before = _generators(device)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        restore_random(before, device)
+        _put_back(before, device)
         raise
+
+
+def _generators(device: torch.device) -> tuple[Any, ...]:
+    """`random_state` in the generators' own forms, which takes a tenth of the time: the loop asks in every step."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda  # noqa: NPY002 - what libraries use
+
+
+def _put_back(states: tuple[Any, ...], device: torch.device) -> None:
+    on_cpu, python, numpy, cuda = states
+    torch.set_rng_state(on_cpu)
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002 - as above
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)
 
 
 def _windows_of(evaluation: Evaluation) -> Tensor:
     return torch.stack([torch.from_numpy(evaluation.windows.values[name]) for name in COLUMNS])  # [5, N, P]
 
 
-def _evaluation_of(found: dict[str, Any], windows: Tensor, trainer: Trainer) -> Evaluation:
+def _evaluation_of(found: dict[str, Any], windows: Tensor, run: Run) -> Evaluation:
     values = {name: column.numpy().copy() for name, column in zip(COLUMNS, windows, strict=True)}
-    config = trainer.config
-    report = WindowReport(
-        values,
-        trainer.codec.frame_rate,
-        config.window_seconds,
-        config.clip_seconds,
-        config.max_ratio,
-        config.max_strength,
-    )
+    report = report_of(values, run.codec.frame_rate, run.config)
     parts, heard = ({name: _number(value) for name, value in found.get(key, {}).items()} for key in ("parts", "heard"))
     return Evaluation(found["step"], _number(found["loss"]), parts, report, heard)
 

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from . import distributed
+from .compiling import Forward, Loss
 from .objective import Objective
+from .state import random_state, restore_random
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -72,10 +74,39 @@ def problem_of(figures: dict[str, float]) -> str | None:
     return next(name for name in ("loss", "gradient_norm") if not math.isfinite(figures[name]))
 
 
+class Statistics:
+    """BatchNorm's running statistics, which a forward pass in training changes, copied and put back in few launches."""
+
+    def __init__(self, agent: nn.Module) -> None:
+        norms = [module for module in agent.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        flat = [buffer.view(-1) for norm in norms for buffer in norm.buffers(recurse=False)]  # the same memory
+        groups = [[b for b in flat if b.is_floating_point()], [b for b in flat if not b.is_floating_point()]]
+        self._groups = [group for group in groups if group]  # counts of batches are integers
+
+    def kept(self) -> list[Tensor]:
+        return [torch.cat(group) for group in self._groups]
+
+    @torch.no_grad()
+    def put_back(self, before: list[Tensor], bad: Tensor) -> None:
+        """Where `bad` (0-dim) is not 0; nothing else changes."""
+        for group, old in zip(self._groups, before, strict=True):
+            now = torch.where(bad.bool(), old, torch.cat(group))
+            torch._foreach_copy_(group, now.split([buffer.numel() for buffer in group]))
+
+
+def _together(figures: list[Tensor]) -> Tensor:
+    """0-dim tensors as one `[len(figures)]`, float64; of one dtype, as they are outside of tests, in two launches."""
+    detached = [value.detach() for value in figures]
+    if len({value.dtype for value in detached}) > 1:
+        detached = [value.double() for value in detached]
+    return torch.stack(detached).double()
+
+
 class Stepper:
     """Callable: a batch and the number of steps before it -> `StepRecord`; see the module for what it refuses.
 
-    `forward` is the agent, or what wraps or compiles it; the parameters and buffers are the agent's.
+    `forward` is the agent, or what wraps it; the parameters and buffers are the agent's. `compiling.Forward` compiles
+    it with the objective, as `--compile` says.
     """
 
     def __init__(
@@ -87,33 +118,62 @@ class Stepper:
         config: TrainConfig,
         device: torch.device,
     ) -> None:
-        self.agent, self.forward, self.optimizer, self.objective = agent, forward, optimizer, objective
+        self.agent, self.optimizer = agent, optimizer
         self.config, self.device = config, device
+        self.compute = Forward(forward, objective, config.compile, device, self._autocast)
+        self._statistics = Statistics(agent)
+
+    @property
+    def objective(self) -> Objective:
+        return self.compute.objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self.compute.objective = objective
 
     def __call__(self, batch: dict[str, Any], taken: int) -> StepRecord:
         began = time.perf_counter()
         rate = learning_rate(self.config, taken)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = rate * group.get("share", 1.0)
         self.agent.train()
-        before = [buffer.clone() for buffer in self.agent.buffers()]
+        before = self._statistics.kept()
         dtype = next(self.agent.parameters()).dtype
         x, y = (batch[key].to(self.device, dtype, non_blocking=True) for key in ("input", "target"))
-        with self._autocast():
-            outputs, losses, metadata = self.forward(x, y)
-        loss, parts = self.objective(outputs, losses, metadata["windows"], x, y, step=taken)
-        loss.backward()
+        loss, parts, pairs = self._differentiated(x, y, taken, before)
         norm = nn.utils.clip_grad_norm_(self.agent.parameters(), self.config.clip_gradient)
-        windows = {f"pair{k}/{name}": mean for k, pair in enumerate(metadata["pairs"]) for name, mean in pair.items()}
+        windows = {f"pair{k}/{name}": mean for k, pair in enumerate(pairs) for name, mean in pair.items()}
         figures = {"loss": loss, "gradient_norm": norm, **parts, **windows}
-        figures["refused"] = ~(loss.isfinite() & norm.isfinite())
-        on_device = distributed.mean(torch.stack([value.detach().double() for value in figures.values()]))
+        told = _together(list(figures.values()))
+        refused = ~told[:2].isfinite().all(0, keepdim=True)
+        on_device = distributed.mean(torch.cat([told, refused]))
         bad = (on_device[-1] > 0).float()  # on any rank: a step is taken by all or by none
         self._take(bad)
-        self._put_back(before, bad)
+        self._statistics.put_back(before, bad)
         on_host, done = self._send(on_device)
         files = tuple(sorted({*batch["input_file"], *batch["target_file"]}))
-        return StepRecord(taken + 1, rate, files, began, tuple(figures), on_host, done)
+        return StepRecord(taken + 1, rate, files, began, (*figures, "refused"), on_host, done)
+
+    def _differentiated(self, x: Tensor, y: Tensor, taken: int, before: list[Tensor]) -> Loss:
+        """Loss and figures, with the gradients in place. Where compiling fails in the first step, it is begun anew."""
+        if not self.compute.first:
+            found = self.compute(x, y, taken)
+            found.loss.backward()
+            return found
+        random = random_state(self.device)
+        failure = None
+        try:
+            found = self.compute(x, y, taken)
+            found.loss.backward()
+        except Exception as error:  # whatever a compiler raises
+            failure = error
+        self.compute.settle(failure)
+        if failure is None:
+            return found
+        restore_random(random, self.device)
+        self._statistics.put_back(before, torch.ones((), device=self.device))
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._differentiated(x, y, taken, before)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         wanted = self.config.precision
@@ -128,11 +188,6 @@ class Stepper:
         self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # type: ignore[attr-defined]  # as above
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def _put_back(self, before: list[Tensor], bad: Tensor) -> None:
-        for buffer, value in zip(self.agent.buffers(), before, strict=True):
-            buffer.copy_(torch.where(bad.bool(), value, buffer))
 
     def _send(self, figures: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if self.device.type != "cuda":

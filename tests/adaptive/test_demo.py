@@ -41,7 +41,7 @@ def test_demo_writes_all_it_promises(tmp_path, monkeypatch, capsys):
 
     # a second demo replaces the first one's run
     (out / "run" / "last.safetensors").write_bytes(b"stale")
-    assert demo.prepare(DemoConfig(out=out)) == out / "run"
+    assert demo.prepare(out) == out / "run"
     assert not (out / "run").exists()
 
 
@@ -49,9 +49,19 @@ def test_demo_touches_no_folder_of_others(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load_codec", unavailable)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("data")
-    with pytest.raises(UsageError, match=r"did not write .*precious"):
+    with pytest.raises(UsageError, match="no finished demo's"):
         demo.run_demo(DemoConfig(out=tmp_path))
     assert (tmp_path / "run" / "precious").exists()
+
+
+def test_an_interrupted_demo_is_gone_on_with(tmp_path):
+    with pytest.raises(UsageError, match="holds no checkpoint to go on from"):
+        demo.prepare(tmp_path, resume=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").write_bytes(b"of an interrupted run")
+    with pytest.raises(UsageError, match="did not finish: add --resume"):
+        demo.prepare(tmp_path)
+    assert demo.prepare(tmp_path, resume=True) == tmp_path / "run"
 
 
 def test_demo_takes_encodec_where_its_weights_are(monkeypatch):

@@ -1,10 +1,17 @@
+import html
+import warnings
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from adaptive_window.plots import (
     PairWindows,
     ablation_figure,
     figure_image,
+    literal,
     save_figure,
     trajectory_figure,
     windows_figure,
@@ -118,3 +125,35 @@ def test_ablation_shows_every_run_and_the_mean():
     rings = [line.get_xdata().tolist() for line in axes.lines[::2]]
     assert rings == [[0.1, 0.3], [0.4, 0.4]]
     assert [text.get_text() for text in axes.texts] == ["0.200", "0.400"]
+
+
+ODD_NAMES = ["Ba$$in", r"$\frac{1}{", "a\nb\tc", "caf\udce9", "x" * 300, "\x1b[31m", r"50% \alpha _x^2 {", "<&>'", "夜"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_texts_from_outside_are_drawn_as_they_are(name: str, suffix: str, tmp_path: Path) -> None:
+    pair = PairWindows(0.0, 0.0, 1.0, 1.0, 0.5)
+    image = np.random.default_rng(0).random((4, 50))
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none"}):
+        warnings.simplefilter("error")
+        figure = windows_figure(
+            image,
+            image,
+            [pair],
+            clip_seconds=2,
+            window_seconds=1,
+            title=name,
+            labels=[name],
+            sections_input=[(name, 0)],
+        )
+        save_figure(figure, tmp_path / f"p{suffix}")
+    assert figure.get_suptitle() == literal(name)
+    assert not any(text.get_parse_math() for text in figure.findobj(Text) if text.get_text() == literal(name))
+    if suffix == ".svg" and len(name) < 90:
+        assert literal(name) in html.unescape((tmp_path / "p.svg").read_text())
+
+
+def test_literal_keeps_what_can_be_shown() -> None:
+    assert [literal(name) for name in ("Ba$$in", "a\nb", "caf\udce9", "夜")] == ["Ba$$in", "a\\nb", "caf\\xe9", "夜"]
+    assert len(literal("x" * 300)) == 90

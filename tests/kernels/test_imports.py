@@ -30,7 +30,7 @@ PARTS = {
     "inference": {*GROUND, "config", "storage", "plots", "losses", "model", "audio", "training"},
     "demo": {*GROUND, "config", "storage", "plots", "model", "audio", "training", "inference"},
     # neither model nor training: the page has what it shows from the functions that compose and refine call
-    "page": {*GROUND, "config", "plots", "audio", "inference", "__version__"},
+    "page": {*GROUND, "config", "storage", "plots", "audio", "inference", "__version__"},
     "cli": {*GROUND, "__version__", "config", "storage", "audio", "training", "inference", "demo", "page"},
     "__main__": {"cli"},
     "__init__": {"model", "inference"},

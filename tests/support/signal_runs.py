@@ -71,7 +71,7 @@ def in_step(trainer: Trainer, place: Callable[..., Any]) -> None:
 
 
 def in_evaluation(trainer: Trainer, place: Callable[..., Any]) -> None:
-    trainer.objective = place(trainer.objective, 1)
+    trainer.state.objective = place(trainer.objective, 1)
 
 
 def in_save(trainer: Trainer, place: Callable[..., Any]) -> None:

@@ -82,7 +82,7 @@ def test_examples_of_a_run(tmp_path, calls, drawn, composed_from):
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     trainer.agent.train()
     log = RunLog(tmp_path, {}, tensorboard=False, mlflow=False)
-    evaluation.write_examples(trainer, log)
+    evaluation.write_examples(trainer.state, log)
     log.close()
     assert trainer.agent.training
     assert [call["training"] for call in calls] == [False, False]

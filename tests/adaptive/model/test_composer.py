@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_window import CompositionalCreativeAgent
-from adaptive_window.model.attention import LEVELS, EncoderLayer, attention, draw_mask, masked_attention
+from adaptive_window.model.attention import LEVELS, attention, draw_mask, masked_attention
 from adaptive_window.model.composer import COMPONENTS, MultiScaleExtractor, agent_loss, novelty_terms
+from adaptive_window.model.encoder import EncoderLayer
 
 
 def small_agent(**changes: int) -> CompositionalCreativeAgent:
@@ -29,7 +30,7 @@ def test_loss_of_a_batch_is_that_of_its_terms() -> None:
     agent, (x, y) = small_agent().eval(), windows(3)
     output, loss = agent(x, y)
     assert loss.shape == ()
-    alone = [agent.compose_with_terms(x[i : i + 1], y[i : i + 1]) for i in range(3)]
+    alone = [agent(x[i : i + 1], y[i : i + 1], "terms") for i in range(3)]
     torch.testing.assert_close(output, torch.cat([o for o, _ in alone]))
     torch.testing.assert_close(loss, agent_loss(torch.cat([t for _, t in alone]).mean(0)))
 

@@ -1,6 +1,7 @@
 """The ablation: variants differ by one part, the score is fair, and the command writes what it promises."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from clips import Clips, ConvolutionCodec, small_config, smooth_latents
 
 from adaptive_window import cli
 from adaptive_window.audio.synthesis import write_demo_set
-from adaptive_window.config import AblateConfig
+from adaptive_window.config import AblateConfig, UsageError
 from adaptive_window.training import ablation
 from adaptive_window.training.loop import Trainer
 
@@ -121,3 +122,47 @@ def test_runs_share_their_data_and_differ_by_seed(tmp_path, monkeypatch):
         assert changed.data == base.data
         parts = (changed.num_pairs > 1, changed.max_ratio > 1.0, changed.max_strength > 0.0)
         assert parts == tuple(ablation.VARIANTS.index(variant) >= k for k in (1, 2, 3))
+
+
+def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, monkeypatch):
+    ran, stop_at = [], [3]
+
+    def run_variant(config, base, variant, seed, *_):
+        if len(ran) == stop_at[0]:
+            raise KeyboardInterrupt
+        ran.append((variant, seed))
+        return ablation.Score(variant, seed, 0.5, 0.5, 1.0, 0.25)
+
+    monkeypatch.setattr(ablation, "run_variant", run_variant)
+    monkeypatch.setattr(ablation, "prepare_data", lambda *_: (None, None, None))
+    monkeypatch.setattr(ablation, "write_demo_set", lambda *_, **__: [])
+    config = AblateConfig(out=tmp_path / "out", seeds=2)
+    with pytest.raises(UsageError, match="no ablation to go on with"):
+        ablation.run_ablation(dataclasses.replace(config, resume=True))
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run_ablation(config)
+    with pytest.raises(UsageError, match="--resume"):
+        ablation.run_ablation(config)
+    with pytest.raises(UsageError, match="its max_steps is 200, here 7"):
+        ablation.run_ablation(dataclasses.replace(config, resume=True, max_steps=7))
+    stop_at[0] = None
+    table = ablation.run_ablation(dataclasses.replace(config, resume=True))
+    assert sorted(ran) == sorted((variant, seed) for variant in ablation.VARIANTS for seed in (0, 1))  # none twice
+    assert len(ablation.read_csv(tmp_path / "out" / "ablation.csv")) == 8
+    assert (tmp_path / "out" / "ablation.md").read_text() == table + "\n"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_variant_goes_on_from_its_checkpoint(tmp_path, monkeypatch, interrupted):
+    config = AblateConfig(out=tmp_path, resume=True)
+    if interrupted:
+        (tmp_path / "runs" / "0-seed0").mkdir(parents=True)
+        (tmp_path / "runs" / "0-seed0" / "last.safetensors").write_bytes(b"of the run before")
+
+    def look(changed, *_, **__):
+        raise InterruptedError(changed)
+
+    monkeypatch.setattr(ablation, "Trainer", look)
+    with pytest.raises(InterruptedError) as caught:
+        ablation.run_variant(config, ablation.base_config(config), ablation.VARIANTS[0], 0, None, None, None)
+    assert caught.value.args[0].resume is interrupted

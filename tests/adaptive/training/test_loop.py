@@ -299,18 +299,6 @@ def test_cuda_asked_for_and_absent(tmp_path, monkeypatch):
         loop.choose_device("cuda")
 
 
-def test_compile_flag_compiles_the_agent_that_is_saved(tmp_path, monkeypatch):
-    compiled = []
-
-    def compile_(module):
-        compiled.append(module)
-        return module
-
-    monkeypatch.setattr(torch, "compile", compile_)
-    trainer = train(small_config(tmp_path, max_steps=1, compile=True))
-    assert compiled == [trainer.agent]
-
-
 def test_optimizer_options_reach_the_optimizer(tmp_path):
     trainer = train(small_config(tmp_path, max_steps=1, weight_decay=0.25, learning_rate=0.125))
     (group,) = trainer.optimizer.param_groups

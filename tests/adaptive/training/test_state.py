@@ -11,7 +11,7 @@ from clips import SMALL_AGENT, Clips, ConvolutionCodec, small_config, smooth_lat
 from safetensors.torch import save_file
 
 from adaptive_window.training import state
-from adaptive_window.training.checkpoint import KEY, LAST, CheckpointError
+from adaptive_window.training.checkpoint import KEY, LAST, CheckpointError, load_checkpoint
 from adaptive_window.training.logging import RunLog
 from adaptive_window.training.loop import Trainer, TrainingError
 
@@ -162,3 +162,27 @@ def test_the_device_of_the_optimizers_slots():
     state.restore_optimizer(optimizer, module, {"weight": slots})
     assert {value.device.type for value in optimizer.state[module.weight].values()} == {"meta"}
     assert module.bias not in optimizer.state
+
+
+def test_options_newer_than_a_checkpoint_have_todays_defaults(tmp_path):
+    """A new option of the agent does not forbid the --resume of every run before it; another value of it does."""
+    run(build(small_config(tmp_path, max_steps=1)))
+    saved = load_checkpoint(tmp_path / LAST)
+    for name in ("novelty", "selector", "max_strength"):
+        del saved.info["agent"][name]
+    state.give_state(build(small_config(tmp_path, max_steps=1)), saved, tmp_path)
+    other = build(small_config(tmp_path, max_steps=1, novelty="corrected"))
+    with pytest.raises(CheckpointError, match="its novelty is original, this run's is corrected"):
+        state.give_state(other, saved, tmp_path)
+
+
+def test_a_checkpoint_is_strict_json_before_any_evaluation(tmp_path):
+    """No loss yet is an infinite one, which JSON does not have."""
+    trainer = build(small_config(tmp_path, max_steps=1))
+    path = trainer.save(LAST)
+    header = path.read_bytes()
+    metadata = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["__metadata__"][KEY]
+    info = json.loads(metadata, parse_constant=lambda name: pytest.fail(f"{name} in the metadata"))
+    assert info["progress"]["best"] is None
+    again = build(small_config(tmp_path, max_steps=1, resume=True))
+    assert again.progress.best == math.inf

@@ -1,0 +1,121 @@
+"""The composer's transformer encoder: PyTorch's modules and keys, each called as a module."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import lean
+from .attention import attention
+from .plain import is_plain
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """`nn.MultiheadAttention`, batch first, whose self-attention without masks is `attention`, lean on CPUs.
+
+    Its output projection is called as a module, which PyTorch's own forward does not do.
+    """
+
+    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+        super().__init__(d_model, heads, dropout=dropout, batch_first=True)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **options: object) -> object:
+        """As `nn.MultiheadAttention.forward`; `x, x, x, need_weights=False` with x `[N, S, d_model]` is lean."""
+        same = query.shape == key.shape == value.shape and query.dim() == 3
+        if args or options != {"need_weights": False} or not same:
+            return super().forward(query, key, value, *args, **options)  # type: ignore[arg-type]  # handed through
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if query is key is value:
+            parts = F.linear(query, weight, bias).chunk(3, dim=2)
+        else:  # a full backward hook makes three tensors of the one
+            parts = tuple(map(F.linear, (query, key, value), weight.chunk(3), bias.chunk(3)))
+        return self.attended(*parts), None
+
+    def attended(self, *parts: Tensor) -> Tensor:
+        """The output for queries, keys and values `[N, S, d_model]`, already projected."""
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts)  # [N, heads, S, d]
+        out = attention(q, k, v, self.dropout if self.training else 0.0)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class EncoderLayer(nn.TransformerEncoderLayer):
+    """Post-norm encoder layer with GELU, batch first; parameters and keys of `nn.TransformerEncoderLayer`.
+
+        x = norm1(x + dropout1(self_attn(x)))
+        x = norm2(x + dropout2(linear2(dropout(gelu(linear1(x))))))
+
+    Masks are not supported: every frame of a window attends to every other.
+    """
+
+    def __init__(self, d_model: int, heads: int, feed_forward: int, dropout: float) -> None:
+        nn.Module.__init__(self)  # its parent's would draw the weights of an attention of its own
+        self.self_attn = SelfAttention(d_model, heads, dropout)
+        self.linear1 = nn.Linear(d_model, feed_forward)
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(feed_forward, d_model)
+        self.norm_first = False
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
+        self.activation = F.gelu
+        self.activation_relu_or_gelu = 2  # what PyTorch's own code calls GELU
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """`[N, S, d_model]` -> `[N, S, d_model]`; the masks of PyTorch's layer must be None."""
+        if src_mask is not None or src_key_padding_mask is not None or is_causal:
+            raise ValueError("EncoderLayer takes no masks: src_mask, src_key_padding_mask must be None")
+        attended = self.self_attn(src, src, src, need_weights=False)[0]
+        x = self.norm1(src + self.dropout1(attended))
+        return self.norm2(x + self._ff_block(x))
+
+    def is_lean(self) -> bool:
+        """Whether `lean_forward` may stand for the layer: all that it does not call is as it was built."""
+        attention_, norms = self.self_attn, (self.norm1, self.norm2)
+        return (
+            is_plain(self, EncoderLayer, activation=F.gelu, norm_first=False)
+            and is_plain(attention_, SelfAttention, bias_k=None, add_zero_attn=False, batch_first=True)
+            and attention_.in_proj_weight is not None
+            and all(is_plain(norm, nn.LayerNorm, elementwise_affine=True) and norm.bias is not None for norm in norms)
+            and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in (self.linear1, self.linear2))
+            and all(is_plain(d, nn.Dropout) and d.p < 1 for d in (self.dropout, self.dropout1, self.dropout2))
+        )
+
+    def lean_forward(self, src: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, nn.LayerNorm]:
+        """The layer on `norm(src)`, or on src; its output is the second result's norm of the first.
+
+        A norm is handed on undone, since the next layer's projection is what has to keep its input.
+        """
+        attention_ = self.self_attn
+        if norm is None:
+            x, qkv = src, F.linear(src, attention_.in_proj_weight, attention_.in_proj_bias)
+        else:
+            x, qkv = lean.norm_linear(src, norm, attention_.in_proj_weight, attention_.in_proj_bias)
+        dropout, dropout1, dropout2 = (d.p if d.training else 0.0 for d in (self.dropout, self.dropout1, self.dropout2))
+        x = lean.add_dropped(x, attention_.attended(*qkv.chunk(3, dim=2)), dropout1)
+        x, hidden = lean.norm_linear(x, self.norm1, self.linear1.weight, self.linear1.bias)
+        return lean.add_dropped(x, lean.gelu_dropout_linear(hidden, self.linear2, dropout), dropout2), self.norm2
+
+
+class Encoder(nn.TransformerEncoder):
+    """A stack of `EncoderLayer`s, or of what took their places: whatever maps `[N, S, d_model]` to the same."""
+
+    def __init__(self, d_model: int, heads: int, feed_forward: int, layers: int, dropout: float) -> None:
+        # nested tensors serve padding masks, of which there are none
+        super().__init__(EncoderLayer(d_model, heads, feed_forward, dropout), layers, enable_nested_tensor=False)
+
+    def forward(  # type: ignore[override]  # no masks
+        self, src: Tensor
+    ) -> Tensor:
+        """`[N, S, d_model]` -> `[N, S, d_model]`."""
+        norm = None  # of the layer before, not applied yet
+        for layer in self.layers:
+            if lean.can_be_lean(src) and isinstance(layer, EncoderLayer) and layer.is_lean():
+                src, norm = layer.lean_forward(src, norm)
+            else:
+                src, norm = layer(src if norm is None else norm(src)), None
+        return src if norm is None else norm(src)
