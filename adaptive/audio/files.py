@@ -7,6 +7,7 @@ glibc's heap checks, none made it crash or hang, and a process for each file wou
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import stat
@@ -43,8 +44,10 @@ OTHER_SUFFIXES: tuple[str, ...] = (
 _CONVERT = "convert {} once, as with ffmpeg -i SONG{} SONG.flac"
 
 _BLOCK_SECONDS = 10.0
+_SKIP_SECONDS = 30.0
 _BLOCK_VALUES = 1 << 22  # of all channels together; a damaged header can claim 1024 of them
 _RATES = range(1000, 768_001)
+_SEEKABLE = {"AIFF", "AU", "CAF", "FLAC", "RF64", "W64", "WAV", "WAVEX"}  # to the sample, unless compressed with loss
 # libsndfile quietly cuts a length that reaches beyond the file's end, and notes it in its log in this form.
 _OVERLONG = re.compile(r"^\s*(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
@@ -93,13 +96,21 @@ def stream_audio(path: str | os.PathLike[str], sample_rate: int) -> Iterator[np.
     stream without a Xing or VBRI frame: one that was cut is read as far as it goes.) Files that were joined end to end
     are read to the last one's end.
     """
-    path = Path(path)
+    return (block for _, block in _blocks(Path(path), sample_rate, 0))
+
+
+def _blocks(path: Path, sample_rate: int, start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first sample, block) of what `stream_audio` gives, from some sample up to `start` on."""
     check_readable(path)
+    passed = 0
     try:
         with open(path, "rb") as file:
             for part in parts_of(file):
                 with _opened(path, os.fsencode(path) if part.whole else PartFile(file, part)) as sound:
-                    yield from _resampled(path, sound, sample_rate)
+                    passed += _skip(sound, sample_rate, start - passed)
+                    for block in _resampled(path, sound, sample_rate):
+                        yield passed, block
+                        passed += len(block)
     except OSError as error:
         raise AudioError(path, f"cannot be read ({error.strerror or error})") from error
 
@@ -133,12 +144,27 @@ def _opened(path: Path, source: bytes | PartFile) -> soundfile.SoundFile:
     return sound
 
 
+def _skip(sound: soundfile.SoundFile, sample_rate: int, samples: int) -> int:
+    """Moves on to at most this sample at `sample_rate`, where that can be done exactly; returns the one it came to.
+
+    To a place that is a sample at both rates, and 1 s before, so that the converter's filter has what it needs; and not
+    within the first half minute, which is read at once and stays equal to the last bit.
+    """
+    exact = sound.format in _SEEKABLE and sound.subtype.startswith(("PCM", "FLOAT", "DOUBLE")) and sound.seekable()
+    step = math.gcd(sound.samplerate, sample_rate)
+    steps = (samples - sample_rate) // (sample_rate // step)
+    if not exact or samples < _SKIP_SECONDS * sample_rate or steps * (sound.samplerate // step) >= sound.frames:
+        return 0
+    sound.seek(steps * (sound.samplerate // step))
+    return steps * (sample_rate // step)
+
+
 def _resampled(path: Path, sound: soundfile.SoundFile, sample_rate: int) -> Iterator[np.ndarray]:
     convert = None
     if sound.samplerate != sample_rate:
         convert = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
     size = min(round(_BLOCK_SECONDS * sound.samplerate), _BLOCK_VALUES // sound.channels)
-    read = 0
+    read = sound.tell()
     while True:
         try:
             block = sound.read(size, dtype="float32", always_2d=True)  # [n, channels]
@@ -158,31 +184,41 @@ def _resampled(path: Path, sound: soundfile.SoundFile, sample_rate: int) -> Iter
             break
     if read == 0:
         raise AudioError(path, "no samples")
-    # One part in a hundred: the length of an MP3 without an exact index is an estimate.
+    # One part in a hundred: an MP3's encoder and decoder may count its first and last frames differently.
     if read < 0.99 * sound.frames:
         raise AudioError(path, f"truncated: its header claims {sound.frames} samples, {read} can be read")
 
 
-def read_audio(path: str | os.PathLike[str], sample_rate: int, *, start: int = 0, length: int | None = None) -> Tensor:
+def read_audio(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    *,
+    start: int = 0,
+    length: int | None = None,
+    allow_short: bool = False,
+) -> Tensor:
     """The file as [1, N] float32: mono (mean over channels) at `sample_rate` (soxr HQ).
 
-    With `length`, samples `start` to `start + length` (at `sample_rate`) alone: what comes before is decoded and
-    dropped, what comes after is not read, and no more than the clip is held. Raises `AudioError` as `stream_audio`
-    does, and where the file ends too early.
+    With `length`, samples `start` to `start + length` (at `sample_rate`) alone, and with `allow_short` what there is of
+    them: what comes before is skipped, or where the format cannot do that exactly (MP3, Ogg) decoded and dropped, what
+    comes after is not read, and no more than the clip is held. Raises `AudioError` as `stream_audio` does, of what is
+    read; and, without `allow_short`, where the file ends too early.
     """
-    kept, passed = [], 0
-    end = None if length is None else start + length
-    for block in stream_audio(path, sample_rate):
-        kept.append(block[max(0, start - passed) : None if end is None else max(0, end - passed)])
-        passed += len(block)
+    kept: list[np.ndarray] = []
+    passed, end = 0, None if length is None else start + length
+    for first, block in _blocks(Path(path), sample_rate, start):
+        passed = first + len(block)
+        wanted = block[max(0, start - first) : None if end is None else max(0, end - first)]
+        if wanted.size:
+            kept.append(wanted.copy())  # a view would keep all of the block
         if end is not None and passed >= end:
             break
-    if end is not None and passed < end:
+    if end is not None and passed < end and not allow_short:
         have, at, need = (samples / sample_rate for samples in (passed, start, end))
         raise AudioError(path, f"{have:.2f} s long, but the clip at {at:g} s ends at {need:.2f} s")
     if passed == 0:
         raise AudioError(path, f"shorter than one sample at {sample_rate} Hz")
-    return torch.from_numpy(np.concatenate(kept))[None]
+    return torch.from_numpy(np.concatenate(kept) if kept else np.zeros(0, np.float32))[None]
 
 
 _FORMATS = {".wav": "WAV", ".flac": "FLAC"}

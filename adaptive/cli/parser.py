@@ -22,6 +22,7 @@ _BOUND = r"Not of type \w+: does not conform to restriction (.*?)"
 _REWORDED = [
     (re.compile(rf"{_OPTIONAL}{_BOUND} - Expected .* Given value: (.*)"), r"must be \1, got \2"),
     (re.compile(rf"{_OPTIONAL}(.*?) - Expected .*"), r"\1"),
+    (re.compile(r"Not of type Place: "), ""),
     (re.compile(r"Not of type \w+: (\S+) does not conform to restriction (.*)"), r"must be \2, got \1"),
     (re.compile(r"Not of type \w+: invalid literal for int\(\) .*: (.*)"), r"must be a whole number, got \1"),
     (re.compile(r"Not of type \w+: could not convert string to float: (.*)"), r"must be a number, got \1"),

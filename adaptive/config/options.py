@@ -117,7 +117,7 @@ class PlaceOptions:
 
     input: Path = positional("the input song", reads=True)
     target: Path = positional("the target song", reads=True)
-    at: Place = flag(0.0, "second at which the clip begins in the songs")
+    at: Place = flag(0.0, "where the clip begins in the songs: seconds, or minutes and seconds as 1:30")
     at_target: Place | None = flag(None, "the same for the target, where it differs")
 
 

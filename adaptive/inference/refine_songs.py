@@ -45,11 +45,10 @@ def read_clip(path: Path, at: float, longest: float, least: float, codec: Codec)
     """At most `longest` seconds of a song from second `at`.
 
     Raises:
-        AudioError: unreadable, or less than `least` seconds are left.
+        AudioError: unreadable, silent, or less than `least` seconds are left.
     """
-    audio = read_audio(path, codec.sample_rate)
-    begin = round(at * codec.sample_rate)
-    audio = audio[:, begin : begin + codec.frames(longest) * codec.hop]
+    begin, most = round(at * codec.sample_rate), codec.frames(longest) * codec.hop
+    audio = read_audio(path, codec.sample_rate, start=begin, length=most, allow_short=True)
     if audio.numel() and (peak := float(audio.abs().max())) < SILENCE:
         raise AudioError(path, f"silent from {at:g} s on (peak {peak:.1e}): nothing to match")
     frames = audio.shape[-1] // codec.hop  # a last frame that is not full has no latent of its own

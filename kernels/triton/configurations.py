@@ -122,6 +122,7 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "wide_norm_backward": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
     "wide_product": (Row(_c(4, BLOCK_T=64, BLOCK_C=64)),),
     "wide_weight": (Row(_c(4, BLOCK_T=64, BLOCK_C=64, per_processor=2)),),
+    "finish_places": (Row(_c(4, BLOCK=256)),),
     "finish_gradients": (Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=32)),),  # rows of 128 channels; of more, fewer
     "window_backward": (  # COLUMNS is the number of warps
         Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),

@@ -12,9 +12,13 @@ from window_cases import EPS, GEOMETRY, NAMES, arguments
 from adaptive_window.kernels import reference
 
 pytest.importorskip("triton")
+from triton_calls import tonality_blend_backward, windowed_tonality_backward  # needs triton
+
 from adaptive_window.kernels.triton import transform  # needs triton
 from adaptive_window.kernels.triton.configurations import Target
 from adaptive_window.kernels.triton.launch import record_launches, use_target
+from adaptive_window.kernels.triton.source import Source
+from adaptive_window.kernels.weights import Weights
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 EVERYTHING = (True,) * 10
@@ -31,7 +35,10 @@ def setup(
 
 
 def backward(values: list[Tensor], grad_out: Tensor, needs: tuple[bool, ...] = EVERYTHING) -> Grads:
-    return transform.windowed_tonality_backward(grad_out, *values, grad_out.shape[3], EPS, needs)
+    if grad_out.is_meta:  # planned, and not run
+        source = Source.of_clips(*values[:3])
+        return transform.backward(grad_out, source, values[3], Weights(*values[4:]), EPS, needs)
+    return windowed_tonality_backward(grad_out, values, EPS, needs)
 
 
 def needs_of(*names: str) -> tuple[bool, ...]:
@@ -157,7 +164,7 @@ def test_nothing_unsafe(case: str) -> None:
     grad_out = torch.randn(2, 3, channels, window, dtype=torch.float64)
     with Sanitizer() as sanitizer:
         backward(values, grad_out)
-        transform.tonality_blend_backward(grad_out, grad_out, *values[3:], EPS, EVERYTHING[:8])
+        tonality_blend_backward(grad_out, [grad_out, *values[3:]], EPS, EVERYTHING[:8])
     assert sanitizer.accesses > 100
 
 

@@ -12,7 +12,7 @@ from window_cases import EPS, GEOMETRY, NAMES, arguments
 from adaptive_window.kernels import reference
 
 pytest.importorskip("triton")
-from adaptive_window.kernels.triton import transform  # needs triton
+from triton_calls import tonality_blend_backward, windowed_tonality_backward  # needs triton
 
 EVERYTHING = (True,) * 10
 
@@ -41,7 +41,7 @@ def test_windows_of_every_kind(case: str, device: torch.device) -> None:
     frames, window, starts, ratios = GEOMETRY[case]
     values = [v.to(device) for v in arguments(frames, starts, ratios, channels=3, taps=7)]
     grad_out = random_grad(values, window)
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, EVERYTHING)
+    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
     assert_close(got, truth(values, grad_out, window))
 
 
@@ -55,7 +55,7 @@ def test_shapes(channels: int, taps: int, window: int, device: torch.device) -> 
     values = [v[:1] if n < 4 else v for n, v in enumerate(values)]
     values = [v.to(device) for v in values]
     grad_out = random_grad(values, window)
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, EVERYTHING)
+    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
     assert_close(got, truth(values, grad_out, window))
 
 
@@ -68,7 +68,7 @@ def test_blend_alone(channels: int, taps: int, window: int, device: torch.device
     out = reference.tonality_blend(*leaves, EPS)
     grad_out = torch.randn_like(out)
     wanted = torch.autograd.grad(out, leaves, grad_out)
-    got = transform.tonality_blend_backward(grad_out, y, *rest, EPS, (True,) * 8)
+    got = tonality_blend_backward(grad_out, [y, *rest], EPS, (True,) * 8)
     assert_close(got, wanted)
 
 
@@ -88,7 +88,7 @@ def test_layouts(layout: str, device: torch.device) -> None:
     strided = torch.stack((start, ratio, strength), -1)  # none of the three is contiguous
     values = [LAYOUTS[layout](x), *strided.unbind(-1), *weights]
     grad_out = random_grad(values, 1).expand(-1, -1, -1, window)
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, EVERYTHING)
+    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
     assert_close(got, truth(values, grad_out, window))
 
 
@@ -97,7 +97,7 @@ def test_nothing_to_do(device: torch.device) -> None:
     values = [v.to(device) for v in arguments(9, (1.0,), (1.0,), 3, 3)]
     for batch, pairs in ((0, 1), (2, 0)):
         some = [values[0][:batch], *(v[:batch, :pairs] for v in values[1:4]), *values[4:]]
-        got = transform.windowed_tonality_backward(random_grad(some, 5), *some, 5, EPS, EVERYTHING)
+        got = windowed_tonality_backward(random_grad(some, 5), some, EPS, EVERYTHING)
         for g, v in zip(got, some, strict=True):
             assert g is not None
             assert g.shape == v.shape
@@ -122,7 +122,7 @@ def test_float32_is_as_good_as_pytorch(
     leaves = [v.clone().requires_grad_() for v in values]
     theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS), leaves, grad_out)
     needs = (frames < 1000, *EVERYTHING[1:])  # 200,000 samples of dx take the interpreter minutes
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, needs)
+    got = windowed_tonality_backward(grad_out, values, EPS, needs)
     for name, g, t, w in zip(NAMES, got, theirs, wanted, strict=True):
         if g is not None:
             assert g.dtype == torch.float32

@@ -171,7 +171,8 @@ class TestPrecisions:
         weights = Weights(*values[4:])
         with use_target(Target(90, 132)), record_launches() as launches:
             transform.forward(Source.of_clips(*values[:3]), values[3], weights, 40, EPS)
-            transform.windowed_tonality_backward(grad_out, *values, 40, EPS, (True,) * 10)
+            source = Source.of_clips(*values[:3])
+            transform.backward(grad_out, source, values[3], weights, EPS, (True,) * 10)
         products = [one for one in launches if one.name in ("wide_product", "wide_weight")]
         assert [one.name for one in products] == ["wide_product", "wide_product", "wide_product", "wide_weight"]
         assert {one.arguments["PRECISION"] for one in products} == {"tf32" if allowed else "bf16x3"}

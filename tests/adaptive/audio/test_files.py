@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +115,78 @@ def test_a_part_is_that_part_of_the_whole(
     assert torch.equal(
         read_audio(tmp_path / "a.wav", 16000, start=start, length=length), whole[:, start : start + length]
     )
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_what_comes_before_a_part_is_skipped_where_that_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, rate: int
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    with soundfile.SoundFile(path, "w", rate, 1) as sound:
+        for block in np.random.default_rng(0).uniform(-0.5, 0.5, (60, rate)):  # libvorbis takes no minute at once
+            sound.write(block)
+    whole = read_audio(path, 16000)
+    counts, read = [], soundfile.SoundFile.read
+
+    def counted(self: soundfile.SoundFile, frames: int = -1, *args: object, **options: object) -> np.ndarray:
+        block = read(self, frames, *args, **options)
+        counts.append(len(block))
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    monkeypatch.setattr(files, "_BLOCK_SECONDS", 1.0)
+    part = read_audio(path, 16000, start=45 * 16000 + 7, length=32000)
+    assert sum(counts) <= (60 if suffix == ".ogg" else 5) * rate
+    assert torch.allclose(part, whole[:, 45 * 16000 + 7 :][:, :32000], rtol=0, atol=2.0**-20)  # soxr HQ: 20 bits
+    beyond = read_audio(path, 16000, start=59 * 16000, length=32000, allow_short=True)
+    assert beyond.shape == (1, 16000)
+    assert read_audio(path, 16000, start=100 * 16000, length=32000, allow_short=True).shape == (1, 0)
+    with pytest.raises(AudioError, match=r"60\.00 s long, but the clip at 100 s ends at 102\.00 s"):
+        read_audio(path, 16000, start=100 * 16000, length=32000)
+
+
+ONE_HOUR = """
+import resource, sys
+from adaptive_window.audio import files
+from adaptive_window.audio.codec import load_codec
+from adaptive_window.inference import compose, refine_songs
+
+codec = load_codec("mel")
+engine = compose.Engine(None, codec, 1200, False)
+def read(path, at):
+    codec.encode(compose.read_clip(path, at, engine)[None])
+    refine_songs.read_clip(path, at, 24.0, 16.0, codec)
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+read(sys.argv[1], 1.0)
+before = peak()
+for seekable in (files._SEEKABLE, set()):
+    files._SEEKABLE = seekable
+    for at in (0.0, 1800.0):
+        read(sys.argv[2], at)
+print(round(peak() - before))
+"""
+
+
+def test_a_clip_of_an_hour_takes_no_more_memory_than_one_of_a_minute(tmp_path: Path) -> None:
+    """What `compose` and `refine` read; 115 MB as float32, 230 MB as they would resample it. The files are sparse."""
+    names = []
+    for seconds in (60, 3600):
+        size = RATE * seconds
+        header = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, RATE, RATE, 1, 8)
+        names.append(tmp_path / f"{seconds}.wav")
+        with names[-1].open("wb") as file:
+            file.write(header + struct.pack("<4sI", b"data", size))
+            file.truncate(44 + size)  # zeros, which in unsigned 8 bits are full scale
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_HOUR, *names],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 25  # MB
 
 
 def test_a_part_beyond_the_end_is_refused_and_one_before_damage_is_not(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from adaptive_window import cli
+from adaptive_window.config.bounds import seconds_of
 
 TRAIN = ("train", "--data", "songs", "--out", "run")
 COMPOSE = ("compose", "a.wav", "b.wav", "--checkpoint", "c.safetensors", "-o", "o.wav")
@@ -54,7 +55,7 @@ def message_of(arguments, capsys: pytest.CaptureFixture[str]) -> str:
         ((*TRAIN, "--clip-seconds", 0), "--clip-seconds: must be > 0.0"),
         ((*TRAIN, "--codec", "mp3"), "--codec: must be one of 'mel', 'encodec-24khz', 'encodec-32khz'; got mp3"),
         ((*TRAIN, "--cache", ""), "--cache: invalid path value: ''"),
-        ((*COMPOSE, "--at", -1), "--at: must be >= 0.0"),
+        ((*COMPOSE, "--at", -1), "--at: must be from 0 to"),
         ((*COMPOSE, "--device", "tpu"), "--device: must be one of 'auto', 'cpu', 'cuda'; got tpu"),
     ],
 )  # fmt: skip
@@ -127,3 +128,31 @@ def test_names_that_are_no_text_are_taken() -> None:
     name = os.fsdecode(b"caf\xe9: [1, 2].wav")
     parsed = cli.build_parser().parse_args(["plot", name, "b", "--checkpoint", name, "-o", "2024"])
     assert (parsed.plot.input, parsed.plot.checkpoint, parsed.plot.output) == (Path(name), Path(name), Path("2024"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90.0), ("90s", 90.0), ("1:30", 90.0), ("0:01:30", 90.0), ("01:30", 90.0), ("1m30s", 90.0),
+        ("1:30.5", 90.5), ("90:00", 5400.0), ("2h", 7200.0), ("1h2m3.5s", 3723.5), ("1 min 30 s", 90.0), (".5", 0.5),
+        (0, 0.0), (12.25, 12.25), ("1e2", 100.0),
+    ],
+)  # fmt: skip
+def test_places_in_a_song(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "abc", "1:75", "1:60:00", ":30", "1:2:3:4", "-3", "1:-5", "nan", "inf", "1e9", True]
+)
+def test_what_is_no_place_in_a_song(text):
+    with pytest.raises(ValueError, match=r"must be|60 seconds or minutes"):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize("text", ["1:75", "abc", "-3", "2000000"])
+def test_a_bad_place_is_answered_in_its_own_words(text, capsys):
+    message = message_of(("refine", "a.wav", "b.wav", f"--at={text}"), capsys)
+    assert "--at: " in message
+    assert repr(text) in message
+    assert "Place" not in message

@@ -11,6 +11,7 @@ from command import run
 from adaptive_window.audio.codec import Codec
 from adaptive_window.audio.synthesis import synthesize_pair
 from adaptive_window.inference import refine_songs
+from adaptive_window.storage.outputs import LEDGER
 
 RATE = 16000
 SIZES = ["--clip-seconds", "12", "--window-seconds", "8"]
@@ -42,7 +43,7 @@ def test_a_match(songs, tmp_path, capsys):
     assert report["input"]["end_s"] == pytest.approx(report["input"]["start_s"] + 8 * report["input"]["ratio"])
     assert (report["target"]["start_s"], report["target"]["ratio"]) == (0.0, 1.0)
     assert not report["white_in_time"]
-    assert {path.name for path in out.iterdir()} == set(report["files"])
+    assert {path.name for path in out.iterdir()} == {*report["files"], LEDGER}
     for name in ("window_input", "window_target", "cut_target"):
         assert len(soundfile.read(out / f"{name}.wav")[0]) == 8 * RATE
     cut = soundfile.read(out / "cut_input.wav")[0]
@@ -54,13 +55,14 @@ def test_a_match(songs, tmp_path, capsys):
 
 def test_unrelated_songs_are_no_match(songs, tmp_path, capsys):
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "cut_input.wav").write_bytes(b"of an earlier run")
+    assert run("refine", songs / "song.wav", songs / "song.wav", "-o", out, *SIZES) == 0
+    assert (out / "cut_input.wav").exists()
+    capsys.readouterr()
     assert run("refine", songs / "song.wav", songs / "other.wav", "-o", out, *SIZES) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["verdict"] == "no match"
     assert report["score"] < report["threshold"]
-    assert {path.name for path in out.iterdir()} == {"windows.png", "refine.json"}
+    assert {path.name for path in out.iterdir()} == {"windows.png", "refine.json", LEDGER}
 
 
 @pytest.mark.parametrize(("move", "moved"), [("target", {"target"}), ("both", {"input", "target"})])
@@ -118,7 +120,7 @@ def test_bad_commands_exit_with_2(songs, tmp_path, capsys):
         ((song,), "target"),
         ((song, tmp_path / "gone.wav"), "gone.wav"),
         ((song, part, "--at-target", 1, *SIZES), "only 7.00 s from 1 s on"),
-        ((song, part, "--clip-seconds", 4), "--window-seconds 16 must be at most --clip-seconds 4"),
+        ((song, part, "--clip-seconds", 4), "--clip-seconds 4 is shorter than --window-seconds 16"),
         ((song, part, "--clip-seconds", 1, "--window-seconds", 0.01), "less than two frames"),
         ((song, part, "--max-ratio", 0.5), "--max-ratio"),
         ((song, part, "--move", "neither"), "neither"),
@@ -134,3 +136,48 @@ def test_bad_commands_exit_with_2(songs, tmp_path, capsys):
         assert wanted in message, (wanted, message)
         assert "Traceback" not in message
     assert not out.exists()
+
+
+def strict(text):
+    """JSON as the standard has it: NaN and Infinity are none."""
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("level", [0.0, 1e-6])
+def test_a_silent_song_is_named(songs, tmp_path, capsys, which, level):
+    noise = level * np.random.default_rng(0).standard_normal(24 * RATE)
+    soundfile.write(tmp_path / "silence.wav", noise, RATE, subtype="FLOAT")
+    pair = [songs / "song.wav", tmp_path / "silence.wav"]
+    assert run("refine", *(pair if which else pair[::-1]), "-o", tmp_path / "out", *SIZES) == 2
+    message = capsys.readouterr().err
+    assert "silence.wav" in message
+    assert "silent from 0 s on" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("features", ["latent", "energy", "difference", "rhythm"])
+def test_a_song_with_a_long_silence_gives_a_score(songs, tmp_path, capsys, features):
+    """One note at the beginning, nothing after it: whatever is found, it is a number, and no match."""
+    audio = np.zeros(12 * RATE)
+    audio[:800] = 0.5
+    soundfile.write(tmp_path / "note.wav", audio, RATE)
+    out = tmp_path / "out"
+    code = run("refine", songs / "song.wav", tmp_path / "note.wav", "-o", out, "--features", features, *SIZES)
+    assert code == 0
+    report = strict(capsys.readouterr().out)
+    assert report == strict((out / "refine.json").read_text())
+    assert -1 <= report["score"] < report["threshold"]
+
+
+@pytest.mark.parametrize("at", ["0:04", "4s", "00:00:04.0", "4"])
+def test_places_as_people_write_them(songs, tmp_path, capsys, at):
+    options = ["-o", tmp_path / "out", "--at", at, "--at-target", "0:00", *SIZES]
+    assert run("refine", songs / "song.wav", songs / "part.wav", *options) == 0
+    report = strict(capsys.readouterr().out)
+    assert report["input"]["clip_at_s"] == 4.0
+    assert report["verdict"] == "match"
