@@ -262,7 +262,7 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         cells = []
         for means in (synthesized, recorded):
             value = None if means is None else means.get(name)
-            cells += ["", ""] if value is None else [f"{value:.2f}", verdict(name, value)]
+            cells += ["", ""] if value is None else [f"{value:.3f}", verdict(name, value)]
         lines.append(f"| {name.replace('_', ' ')} | {bar_text(least, most)} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -273,7 +273,7 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
     ]
     if found.get("curve"):
         shown = ("heard/fluctuation", "heard/onsets_input", "heard/harmony_target", "heard/copies", "held_out/spectral")
-        lines += ["", "In training, on its held-out songs (4 s patterns, the last row 16 s):", ""]
+        lines += ["", "In training, on its held-out songs (4 s patterns up to step 320, then 16 s):", ""]
         lines += ["| step | " + " | ".join(name.split("/")[1].replace("_", " ") for name in shown) + " |"]
         lines += ["|" + "---|" * (len(shown) + 1)]
         for row in found["curve"]:
