@@ -105,6 +105,8 @@ def mounted(root: Path) -> Iterator[None]:
                 target.touch()
             subprocess.run(["mount", "--bind", str(place), str(target)], check=True)
             done.append(target)
+            if place not in (Path("/proc"), Path("/dev")):
+                subprocess.run(["mount", "-o", "remount,bind,ro", str(target)], check=True)
         yield
     finally:
         for target in reversed(done):
@@ -201,6 +203,15 @@ def main() -> None:
     try:
         build(work, options.mirror, dict(pair.split("=", 1) for pair in options.set))
     finally:
+        remove(work)
+
+
+def remove(work: Path) -> None:
+    """Removes the roots, unless something of this machine is still mounted in one: that would be removed too."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    if left := [place for place in mounts if Path(place).is_relative_to(work.resolve())]:
+        print(f"{work} is left as it is: still mounted are {', '.join(left)}", file=sys.stderr)
+    else:
         shutil.rmtree(work, ignore_errors=True)
 
 
