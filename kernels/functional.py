@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import reference
-from .backends import choose_backend
-from .native import autograd as native
-from .validation import check_backend, check_source, check_tensor, check_tonality
+from . import ops, reference
+from .validation import check_backend, check_source, check_tonality, check_windows
 from .weights import Weights
 
 
@@ -64,19 +62,17 @@ def resample_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int, *, ba
         TypeError: an argument is no tensor, not dense, not floating, or of another dtype than x.
         ValueError: a wrong rank, shape, device or backend name; an empty clip; `window` < 1; for the Triton backend,
             more than 1024 channels, or 2²⁴ frames and more.
-        RuntimeError: `backend="triton"` or `"native"` was asked for where it cannot run; the message says why.
+        RuntimeError: `backend="triton"` or `"native"` was asked for where it cannot run; the message says why. Or a
+            tensor has no memory for its elements: its storage was freed or resized.
     """
     start, ratio, x = _autocast((start, ratio), (x,))
+    tensors, numbers = (x, start, ratio), (window,)
+    calls = ops.known(ops.RESAMPLE_WINDOWS, tensors, numbers, backend)
+    if calls is not None:
+        return ops.again(calls, tensors)
     check_source(x, start, ratio, window)
     check_backend(backend)
-    chosen = choose_backend(backend, x, start, ratio)
-    if chosen == "triton":
-        from . import autograd
-
-        return autograd.resample_windows(x, start, ratio, window)
-    if chosen == "native":
-        return native.resample_windows(x, start, ratio, window)
-    return reference.resample_windows(x, start, ratio, window)
+    return ops.run(ops.RESAMPLE_WINDOWS, tensors, numbers, backend)
 
 
 def tonality_blend(
@@ -116,22 +112,15 @@ def tonality_blend(
         TypeError, ValueError, RuntimeError: as `resample_windows`; an even K is a ValueError.
     """
     given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    y, strength, dw, db, pw, pb, gamma, beta = _autocast((), (y, strength, *given))
-    weights = Weights(dw, db, pw, pb, gamma, beta)
-    check_tensor("y", y, "B, P, C, W")
-    for size, letter in zip(y.shape[2:], "CW", strict=True):
-        if size < 1:
-            raise ValueError(f"y must have {letter} >= 1, got shape {list(y.shape)}")
-    check_tonality("y", y, y.shape[1], strength, weights._asdict(), eps)
+    tensors, numbers = _autocast((), (y, strength, *given)), (eps,)
+    calls = ops.known(ops.TONALITY_BLEND, tensors, numbers, backend)
+    if calls is not None:
+        return ops.again(calls, tensors)
+    y, strength, *cast = tensors
+    check_windows(y)
+    check_tonality("y", y, y.shape[1], strength, Weights(*cast)._asdict(), eps)
     check_backend(backend)
-    chosen = choose_backend(backend, y, strength, *weights, taps=dw.shape[-1])
-    if chosen == "triton":
-        from . import autograd
-
-        return autograd.tonality_blend(y, strength, weights, eps)
-    if chosen == "native":
-        return native.tonality_blend(y, strength, weights, eps)
-    return reference.tonality_blend(y, strength, *weights, eps)
+    return ops.run(ops.TONALITY_BLEND, tensors, numbers, backend)
 
 
 def windowed_tonality(
@@ -159,16 +148,12 @@ def windowed_tonality(
         `[B, P, C, W]`, dtype of x, contiguous.
     """
     given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    start, ratio, x, strength, dw, db, pw, pb, gamma, beta = _autocast((start, ratio), (x, strength, *given))
-    weights = Weights(dw, db, pw, pb, gamma, beta)
+    start, ratio, x, *rest = _autocast((start, ratio), (x, strength, *given))
+    tensors, numbers = (x, start, ratio, *rest), (window, eps)
+    calls = ops.known(ops.WINDOWED_TONALITY, tensors, numbers, backend)
+    if calls is not None:
+        return ops.again(calls, tensors)
     check_source(x, start, ratio, window)
-    check_tonality("x", x, start.shape[1], strength, weights._asdict(), eps)
+    check_tonality("x", x, start.shape[1], rest[0], Weights(*rest[1:])._asdict(), eps)
     check_backend(backend)
-    chosen = choose_backend(backend, x, start, ratio, strength, *weights, taps=dw.shape[-1])
-    if chosen == "triton":
-        from . import autograd
-
-        return autograd.windowed_tonality(x, start, ratio, strength, weights, window, eps)
-    if chosen == "native":
-        return native.windowed_tonality(x, start, ratio, strength, weights, window, eps)
-    return reference.windowed_tonality(x, start, ratio, strength, *weights, window, eps)
+    return ops.run(ops.WINDOWED_TONALITY, tensors, numbers, backend)

@@ -22,6 +22,8 @@ def check_tensor(name: str, value: object, shape: str) -> None:
     """A dense floating tensor with as many dimensions as `shape` ("B, C, T") has letters."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape [{shape}], got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name} must be a dense (strided) tensor of shape [{shape}], got a nested tensor")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}; call .to_dense()")
     if value.dtype not in FLOATS:
@@ -89,6 +91,15 @@ def check_source(x: object, start: object, ratio: object, window: object) -> Non
     check_shape("ratio", ratio, tuple(start.shape), "[B, P] as start")
 
 
+def check_windows(y: object) -> None:
+    """The first argument of `tonality_blend`."""
+    check_tensor("y", y, "B, P, C, W")
+    assert isinstance(y, Tensor)  # as above
+    for size, letter in zip(y.shape[2:], "CW", strict=True):
+        if size < 1:
+            raise ValueError(f"y must have {letter} >= 1, got shape {list(y.shape)}")
+
+
 def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: dict[str, object], eps: object) -> None:
     """`strength` and the six weights against the signal `y` (called `name` in messages)."""
     batch, channels = y.shape[0], (y.shape[2] if y.dim() == 4 else y.shape[1])
@@ -117,27 +128,11 @@ def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: 
     check_eps(eps)
 
 
-MAX_FRAMES = 2**24  # frame numbers are exact in float32 below it
-MAX_CHANNELS = 1024  # one program sums a row of so many when gradients are finished
-
-
-def check_triton_sizes(name: str, x: Tensor, window: int) -> None:
-    """What the kernels cannot count, or hold."""
-    channels = x.shape[-2]
-    if channels > MAX_CHANNELS:
-        raise ValueError(
-            f"{name} must have at most {MAX_CHANNELS} channels for backend='triton', got C = {channels} in shape "
-            f"{list(x.shape)}; use backend='reference'"
-        )
-    if x.shape[-1] >= MAX_FRAMES:
-        raise ValueError(
-            f"{name} must have fewer than 2²⁴ frames for backend='triton', got shape {list(x.shape)}; cut it into clips"
-        )
-    if window >= MAX_FRAMES:
-        raise ValueError(f"window must be less than 2²⁴ frames for backend='triton', got {window}")
-
-
 NO_SECOND_DERIVATIVE = (
     "the {} kernels have no second derivative: call backward without create_graph=True (of the three functions, "
     "tonality_blend alone has one, with backend='reference')"
+)
+NO_FORWARD_MODE = (
+    "the Triton kernels have no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad): use backward (of "
+    "the three functions, tonality_blend alone has one, with backend='reference')"
 )

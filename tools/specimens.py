@@ -99,22 +99,14 @@ def _calls(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     weights = Weights(empty(c, 1, k), empty(c), empty(c, c, 1), empty(c), empty(c), empty(c))
     windowed, blend = Source.of_clips(x, start, ratio), Source.of_windows(y)
 
-    def resample_backward() -> None:
-        resample.resample_dx_of(grad, x, start, ratio)
-        resample.resample_place_gradient(grad, x, start, ratio)
-
     everything = (True,) * 10
     return {
         "windowed_tonality forward": lambda: transform.forward(windowed, strength, weights, w, EPS),
-        "windowed_tonality backward": lambda: transform.windowed_tonality_backward(
-            grad, x, start, ratio, strength, *weights, w, EPS, everything
-        ),
+        "windowed_tonality backward": lambda: transform.backward(grad, windowed, strength, weights, EPS, everything),
         "tonality_blend forward": lambda: transform.forward(blend, strength, weights, w, EPS),
-        "tonality_blend backward": lambda: transform.tonality_blend_backward(
-            grad, y, strength, *weights, EPS, everything[:8]
-        ),
+        "tonality_blend backward": lambda: transform.backward(grad, blend, strength, weights, EPS, everything[:8]),
         "resample_windows forward": lambda: resample.resample(x, start, ratio, w),
-        "resample_windows backward": resample_backward,
+        "resample_windows backward": lambda: resample.gradients(grad, x, start, ratio, everything[:3]),
     }
 
 

@@ -7,6 +7,7 @@ numbered clip by clip.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -53,10 +54,10 @@ def _turn(number: int, rows: int, columns: int, source: Tensor, target: Tensor) 
     call("turn", source.dtype, _threads(number * rows * columns), number, rows, columns, source, target)
 
 
-def turned(x: Tensor) -> Tensor:
+def turned(x: Tensor, out: Tensor | None = None) -> Tensor:
     """`[A, R, S]` -> `[A, S, R]`, both contiguous."""
     number, rows, columns = x.shape
-    out = x.new_empty(number, columns, rows)
+    out = x.new_empty(number, columns, rows) if out is None else out
     _turn(number, rows, columns, x, out)
     return out
 
@@ -78,11 +79,13 @@ class Clips(NamedTuple):
     pairs: int
 
     @classmethod
-    def at(cls, x: Tensor, positions: Tensor) -> Clips:
-        """x `[B, C, T]` and positions `[B, P, W]` in frames, both contiguous."""
+    def at(cls, x: Tensor, positions: Tensor, memory: Sequence[Tensor | None] = (None, None, None)) -> Clips:
+        """x `[B, C, T]` and positions `[B, P, W]` in frames, both contiguous; the three tensors lie in `memory`."""
         left = positions.nan_to_num(0.0).floor()
-        fraction = (positions - left).to(x.dtype)
-        return cls(turned(x), left.long().flatten(0, 1), fraction.flatten(0, 1), positions.shape[1])
+        fraction = (positions - left).to(x.dtype).flatten(0, 1)
+        clips, index, beyond = memory
+        index = left.long().flatten(0, 1) if index is None else index.copy_(left.flatten(0, 1))
+        return cls(turned(x, clips), index, fraction if beyond is None else beyond.copy_(fraction), positions.shape[1])
 
     def _sizes(self, part: slice) -> tuple[int, ...]:
         number, window, (_, frames, channels) = part.stop - part.start, self.left.shape[1], self.clips.shape
@@ -146,14 +149,21 @@ def resample_backward(grad_out: Tensor, clips: Clips, into: Buffers) -> None:
 
 
 def blend(
-    source: Source, shape: tuple[int, int, int], strength: Tensor, weights: Weights, eps: float, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> out `[N, C, W]`; with `keep` what backward needs: u `[N, W, C]` and each row's moments `[N, W, 2]`."""
-    count, channels, window = shape
+    source: Source,
+    shape: tuple[int, int, int],
+    strength: Tensor,
+    weights: Weights,
+    eps: float,
+    memory: Sequence[Tensor | None] = (None, None),
+) -> Tensor:
+    """-> out `[N, C, W]`; into `memory` what backward needs: u `[N, W, C]` and each row's moments `[N, W, 2]`."""
+    _, channels, window = shape
     out = strength.new_empty(shape)
     parts, (y, z) = _parts(out, 2)
-    kept = count if keep else len(y)
-    u, moments = out.new_empty(kept, window, channels), out.new_empty(kept, window, 2)
+    u, moments = memory
+    keep = u is not None
+    if u is None or moments is None:
+        u, moments = out.new_empty(len(y), window, channels), out.new_empty(len(y), window, 2)
     transposed = weights.mix.t()
     for part in parts:
         number = part.stop - part.start
@@ -164,7 +174,7 @@ def blend(
         torch.mm(z[:number].flatten(0, 1), transposed, out=u[here].flatten(0, 1))
         call("blend", out.dtype, *sizes, eps, weights.bias, strength[part], weights.gamma, weights.beta, u[here], y,
              out[part], moments[here])  # fmt: skip
-    return out, u, moments
+    return out
 
 
 def blend_backward(

@@ -8,7 +8,6 @@ of Python or PyTorch. It shares PyTorch's threads, because both ask for GNU Open
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import importlib.machinery
 import platform
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..memory import addresses
 
 TILE, MAX_TAPS = 64, 31  # as in windows.c
 SUFFIXES = {torch.float32: "f32", torch.float64: "f64"}
@@ -52,7 +53,6 @@ def _digest() -> str | None:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-@functools.cache
 def _load() -> ctypes.CDLL | str:
     """The library, or the reason why there is none."""
     files = [Path(__file__).with_name("_windows" + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES]
@@ -75,16 +75,42 @@ def _load() -> ctypes.CDLL | str:
     return library
 
 
+_library: ctypes.CDLL | None = None
+_reason: str | None = None
+_looked = False  # names of their own, which torch.compile reads as constants; it could not trace the search
+
+
+def look() -> None:
+    """Look for the library, once more if need be."""
+    global _library, _reason, _looked
+    found = _load()
+    _library, _reason = (None, found) if isinstance(found, str) else (found, None)
+    _looked = True
+
+
 def why_not() -> str | None:
     """None where the library can be called, else the reason."""
-    loaded = _load()
-    return loaded if isinstance(loaded, str) else None
+    if not _looked:
+        look()
+    return _reason
+
+
+def _address(function: str, value: Tensor) -> int:
+    """Of a contiguous tensor's first element; C reads and writes all of them from there."""
+    size = value.numel() * value.element_size()
+    found = addresses([value], [size])
+    if found is None:
+        raise RuntimeError(
+            f"{function}: a tensor of shape {list(value.shape)} needs {size} bytes of memory, its storage holds "
+            f"{value.untyped_storage().nbytes()} (freed or resized between the forward and the backward pass?)"
+        )
+    return found[0]
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Tensor | float) -> None:
     """Run a function of `SIGNATURES` on contiguous tensors; for `library` to be there is the caller's to know."""
-    library = _load()
-    if isinstance(library, str):
-        raise RuntimeError(f"the compiled CPU kernels cannot run: {library}")
-    function = getattr(library, f"{name}_{SUFFIXES[dtype]}")
-    function(*(value.data_ptr() if isinstance(value, Tensor) else value for value in arguments))
+    reason = why_not()
+    if reason is not None:
+        raise RuntimeError(f"the compiled CPU kernels cannot run: {reason}")
+    function = getattr(_library, f"{name}_{SUFFIXES[dtype]}")
+    function(*(_address(name, value) if isinstance(value, Tensor) else value for value in arguments))

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from ..weights import Weights
 from .configurations import Configuration, Target, configuration
-from .launch import TRITON_TYPE, precision_of, target_of
+from .launch import TRITON_TYPE, host, precision_of, target_of
 from .operands import Split
-from .prepare import Prepared, prepare
+from .prepare import Prepared, lay_out, prepare, room
 from .source import Source
+
+
+def _sum(rows: Tensor, total: Tensor) -> None:
+    torch.sum(rows, 0, out=total)
 
 
 class Places(NamedTuple):
@@ -57,12 +61,26 @@ class Call:
     precision: str  # of the pointwise products
 
     @classmethod
-    def of(cls, source: Source, strength: Tensor, weights: Weights, window: int, eps: float) -> Call:
-        """Choose the precision, prepare the weights."""
-        target = target_of(source.tensor.device)
+    def of(
+        cls,
+        source: Source,
+        strength: Tensor,
+        weights: Weights,
+        window: int,
+        eps: float,
+        target: Target | None,
+        memory: Tensor | None = None,
+        *,
+        prepared: bool = False,
+    ) -> Call:
+        """Choose the precision; prepare the weights, in `memory` if there is some, where they may lie `prepared`."""
+        target = target or target_of(source.tensor.device)
         precision = precision_of(source.tensor.dtype, target)
-        prepared = prepare(weights, target, precision)
-        return cls(source, strength.contiguous(), prepared, window, eps, target, precision)
+        if memory is None:
+            compute, size = room(weights, precision)
+            memory = torch.empty(size, dtype=compute, device=strength.device)
+        ready = lay_out(memory, weights, precision) if prepared else prepare(weights, target, precision, memory)
+        return cls(source, strength, ready, window, eps, target, precision)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -73,6 +91,11 @@ class Call:
     @property
     def compute(self) -> torch.dtype:
         return self.prepared.bias.dtype
+
+    @property
+    def passed(self) -> torch.dtype:
+        """Of gradients on their way through memory, dz and dy: bfloat16 for such a signal, as PyTorch passes them."""
+        return torch.bfloat16 if self.precision == "bf16" else self.compute
 
     @property
     def taps(self) -> int:
@@ -89,6 +112,12 @@ class Call:
     def spare(self, tensor: Tensor | None) -> Tensor:
         """`tensor`, or something to pass in the place of one that the kernel does not touch."""
         return self.strength if tensor is None else tensor
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """The sum over the first axis, by PyTorch."""
+        total = self.scratch(*rows.shape[1:])
+        host(_sum, rows, total)
+        return total
 
     def operand(self) -> Split:
         """[B, P, C, W], as the products take it."""

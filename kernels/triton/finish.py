@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..weights import Weights
 from .call import Call, Normed, Windowed
-from .launch import launch
+from .configurations import Target, configuration
+from .launch import TRITON_TYPE, host, launch
 from .loops import runtime_range
 
 
@@ -147,6 +148,38 @@ def finish_window(
 
 
 @triton.jit
+def finish_places(
+    scalars_ptr,  # [B, P, CHUNKS, 3], as in `finish_window`
+    dstart_ptr,  # out: [B, P]
+    dratio_ptr,
+    CHUNKS: tl.constexpr,
+    NEED_START: tl.constexpr,
+    NEED_RATIO: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dstart and dratio of resampling alone. Grid (B·P,)."""
+    finish_window(
+        tl.program_id(0),
+        scalars_ptr,
+        scalars_ptr,
+        scalars_ptr,
+        scalars_ptr,
+        dstart_ptr,
+        dratio_ptr,
+        dstart_ptr,
+        1,
+        1,
+        CHUNKS,
+        NEED_START,
+        NEED_RATIO,
+        False,
+        COMPUTE,
+        BLOCK,
+    )
+
+
+@triton.jit
 def finish_gradients(
     dproduct_ptr,  # [shares, C, C] (in, out), partial dÂᵀ
     dbias_ptr,  # [rows, C], partial dâ
@@ -265,6 +298,33 @@ def empty_gradient(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
+def zeros(like: Tensor) -> Tensor:
+    """A gradient of nothing."""
+    made = empty_gradient(like)
+    host(torch.Tensor.zero_, made)
+    return made
+
+
+def place_gradients(
+    partial: Tensor, start: Tensor, ratio: Tensor, asked: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of start and ratio from those of tiles, [B, P, tiles, 3]."""
+    dstart, dratio = (empty_gradient(v) if need else None for v, need in zip((start, ratio), asked, strict=True))
+    _, _, channels, window = grad.shape
+    arguments = {
+        "scalars_ptr": partial,
+        "dstart_ptr": partial if dstart is None else dstart,
+        "dratio_ptr": partial if dratio is None else dratio,
+        "CHUNKS": partial.shape[2],
+        "NEED_START": dstart is not None,
+        "NEED_RATIO": dratio is not None,
+        "COMPUTE": TRITON_TYPE[partial.dtype],
+    }
+    config = configuration("finish_places", Target(0, 1), "", channels, window)
+    launch(finish_places, (start.numel(),), config, arguments, outputs=channels * window)
+    return dstart, dratio
+
+
 def gradients(
     call: Call,
     normed: Normed,
@@ -300,8 +360,8 @@ def gradients(
         "scalars_ptr": call.spare(windowed.scalars),
         "strength_ptr": call.strength,
         "norm_bias_ptr": call.prepared.norm_bias,
-        "pointwise_weight_ptr": weights.pointwise_weight.contiguous(),
-        "depthwise_bias_ptr": weights.depthwise_bias.contiguous(),
+        "pointwise_weight_ptr": weights.pointwise_weight,
+        "depthwise_bias_ptr": weights.depthwise_bias,
         **{f"d{name}_ptr": call.spare(grad) for name, grad in zip(names[:3], grads[:3], strict=True)},
         **{f"{name}_grad_ptr": call.spare(grad) for name, grad in zip(names[3:], grads[3:], strict=True)},
         "rows": 0 if partial is None else partial.shape[0],

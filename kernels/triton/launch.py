@@ -1,15 +1,16 @@
-"""What every stage shares: how a kernel is called, and what on.
+"""What every stage shares: how a kernel call is described, and what it is planned for.
 
-Nothing here waits for the device.
+Stages run on tensors of device "meta" alone: `launch` describes a kernel call, `host` one of PyTorch's, and `plan`
+keeps what they describe and runs it, again and again, on tensors of the same sizes. Nothing here waits for the device.
 
-A `Launch` is a complete description of one kernel call. `record_launches` collects them (tests count them, `tools`
-compiles them); on tensors of device "meta" they are recorded and not run.
+`record_launches` collects the kernel calls, of stages and of plans that run (tests count them, the tools compile them).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,6 @@ from .configurations import PRECISIONS, Configuration, Target
 TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 FUSED_CHANNELS = 128  # beyond, a tile of all channels no longer fits the registers of one program
 MAX_GRID = (2**31 - 1, 65535, 65535)
-
-_recorders: list[list[Launch]] = []
-_targets: list[Target] = []
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,25 @@ class Launch:
     def name(self) -> str:
         return self.kernel.__name__
 
-    def run(self) -> None:
-        for recorder in _recorders:
-            recorder.append(self)
-        if any(isinstance(a, Tensor) and a.is_meta for a in self.arguments.values()):
-            return
-        self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+
+@dataclass(frozen=True)
+class Host:
+    """One call of PyTorch, which writes into some of its tensors."""
+
+    function: Callable[..., object]
+    tensors: tuple[Tensor, ...]
+
+
+Step = Launch | Host
+
+
+class _Planning(threading.local):
+    steps: list[Step] | None = None  # of the plan that this thread is making
+
+
+_planning = _Planning()
+_recorders: list[list[Launch]] = []
+_targets: list[Target] = []
 
 
 def launch(
@@ -61,12 +72,39 @@ def launch(
     outputs: int,
     looped: bool = False,
 ) -> None:
-    """Run `kernel` with `arguments` and the configuration's constants."""
+    """Describe a call of `kernel` with `arguments` and the configuration's constants."""
     for size, most in zip(grid, MAX_GRID, strict=False):
         if size > most:
             raise ValueError(f"tensors too large: {kernel.__name__} would need a grid of {grid}, at most {MAX_GRID}")
     arguments = {**arguments, **config.constants}
-    Launch(kernel, grid, arguments, config.num_warps, config.num_stages, outputs, looped).run()
+    step = Launch(kernel, grid, arguments, config.num_warps, config.num_stages, outputs, looped)
+    if _planning.steps is not None:
+        _planning.steps.append(step)
+    else:
+        recorded([step])
+
+
+def host(function: Callable[..., object], *tensors: Tensor) -> None:
+    """Describe a call of a function of PyTorch's that writes into some of `tensors`."""
+    if _planning.steps is not None:
+        _planning.steps.append(Host(function, tensors))
+
+
+@contextmanager
+def planning() -> Iterator[list[Step]]:
+    """What is described in the `with` block by this thread."""
+    before = _planning.steps
+    steps: list[Step] = []
+    _planning.steps = steps
+    try:
+        yield steps
+    finally:
+        _planning.steps = before
+
+
+def recorded(launches: list[Launch]) -> None:
+    for recorder in _recorders:
+        recorder.extend(launches)
 
 
 @contextmanager
@@ -101,12 +139,15 @@ def _cuda_target(index: int) -> Target:
     return Target(90 if properties.major >= 9 else 80, properties.multi_processor_count)
 
 
+_INTERPRETER = Target(0, 3)
+
+
 def target_of(device: torch.device) -> Target:
     if _targets:
         return _targets[-1]
     if device.type == "cuda":
         return _cuda_target(device.index if device.index is not None else torch.cuda.current_device())
-    return Target(0, 3)
+    return _INTERPRETER
 
 
 def precision_of(dtype: torch.dtype, target: Target) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..reference import compute_dtype
 from ..weights import Weights
 from .configurations import Target, configuration
-from .launch import FUSED_CHANNELS, TRITON_TYPE, launch
+from .launch import FUSED_CHANNELS, TRITON_TYPE, host, launch
 from .operands import Split, split
 
 
@@ -88,42 +88,68 @@ class Prepared(NamedTuple):
     norm_bias: Tensor  # [PADDED]
 
 
-def prepare(weights: Weights, target: Target, precision: str) -> Prepared:
-    """One launch; for more than 128 channels a few PyTorch calls, which are then small beside the rest."""
+def room(weights: Weights, precision: str) -> tuple[torch.dtype, int]:
+    """The compute dtype, and how many of its elements `lay_out` takes."""
     channels, _, taps = weights.depthwise_weight.shape
     compute = compute_dtype(weights.norm_weight.dtype)
-    operand = torch.bfloat16 if precision.startswith("bf16") else compute
-    if channels > FUSED_CHANNELS:
-        return _prepare_wide(weights, compute, operand)
-    padded = 64 if channels <= 64 else 128
-    device = weights.norm_weight.device
-    depthwise = torch.empty(taps, padded, dtype=compute, device=device)
-    hi = torch.empty(padded, padded, dtype=operand, device=device)
-    lo = torch.empty_like(hi) if precision == "bf16x3" else hi
-    vectors = torch.empty(3, padded, dtype=compute, device=device)
-    config = configuration("prepare_weights", target, precision, channels)
-    arguments: dict[str, Any] = {
-        f"{name}_ptr": weight.contiguous() for name, weight in zip(Weights._fields, weights, strict=True)
-    }
-    arguments |= {"depthwise_ptr": depthwise, "hi_ptr": hi, "lo_ptr": lo, "vectors_ptr": vectors}
-    arguments |= {"C": channels, "K": taps, "PADDED": padded, "PRECISION": precision, "COMPUTE": TRITON_TYPE[compute]}
-    programs = padded // config.constants["BLOCK"] + 1
-    launch(prepare_weights, (programs,), config, arguments, outputs=padded * config.constants["BLOCK"])
+    padded = triton.cdiv(channels, 64) * 64
+    halves = 2 if precision in ("bf16x3", "bf16") and compute == torch.float32 else 1
+    operands = 2 if precision == "bf16x3" else 1
+    return compute, (taps + 3) * padded + operands * padded**2 // halves
+
+
+def lay_out(memory: Tensor, weights: Weights, precision: str) -> Prepared:
+    """Everything in one piece of memory, each part aligned."""
+    channels, _, taps = weights.depthwise_weight.shape
+    padded = triton.cdiv(channels, 64) * 64
+    vectors, rest = memory[: 3 * padded].view(3, padded), memory[3 * padded :]
+    depthwise, rest = rest[: taps * padded].view(taps, padded), rest[taps * padded :]
+    if precision.startswith("bf16"):
+        rest = rest.view(torch.bfloat16)
+    hi = rest[: padded**2].view(padded, padded)
+    lo = rest[padded**2 :].view(padded, padded) if precision == "bf16x3" else hi
     return Prepared(depthwise, Split(hi, lo), *vectors)
 
 
-def _prepare_wide(weights: Weights, compute: torch.dtype, operand: torch.dtype) -> Prepared:
-    depthwise, depthwise_bias, pointwise, pointwise_bias, norm, norm_bias = (w.to(compute) for w in weights)
-    channels = norm.shape[0]
-    grow = (0, triton.cdiv(channels, 64) * 64 - channels)
+def prepare(weights: Weights, target: Target, precision: str, memory: Tensor) -> Prepared:
+    """One launch; for more than 128 channels a few PyTorch calls, which are then small beside the rest."""
+    channels, _, taps = weights.depthwise_weight.shape
+    prepared = lay_out(memory, weights, precision)
+    depthwise, (hi, lo), *_ = prepared
+    padded = depthwise.shape[1]
+    vectors = memory[: 3 * padded].view(3, padded)
+    if channels > FUSED_CHANNELS:
+        host(_prepare_wide, *weights, depthwise, hi, lo, vectors)
+        return prepared
+    config = configuration("prepare_weights", target, precision, channels)
+    arguments: dict[str, Any] = {
+        **{f"{name}_ptr": weight for name, weight in zip(Weights._fields, weights, strict=True)},
+        "depthwise_ptr": depthwise,
+        "hi_ptr": hi,
+        "lo_ptr": lo,
+        "vectors_ptr": vectors,
+        "C": channels,
+        "K": taps,
+        "PADDED": padded,
+        "PRECISION": precision,
+        "COMPUTE": TRITON_TYPE[memory.dtype],
+    }
+    programs = padded // config.constants["BLOCK"] + 1
+    launch(prepare_weights, (programs,), config, arguments, outputs=padded * config.constants["BLOCK"])
+    return prepared
+
+
+def _prepare_wide(*tensors: Tensor) -> None:
+    """The six weights into what `Prepared` names: depthwise, hi, lo, and the three vectors."""
+    *weights, taps, hi, lo, vectors = tensors
+    depthwise, depthwise_bias, pointwise, pointwise_bias, norm, norm_bias = (w.to(taps.dtype) for w in weights)
+    grow = (0, taps.shape[1] - norm.shape[0])
     weight = pointwise[..., 0]
     bias = pointwise_bias + (weight * depthwise_bias).sum(1)
     weight = F.pad(weight - weight.mean(0), grow + grow)
-    hi = weight.to(operand)
-    return Prepared(
-        F.pad(depthwise[:, 0].T, grow).contiguous(),
-        Split(hi, (weight - hi).to(operand)),
-        F.pad(bias - bias.mean(), grow),
-        F.pad(norm, grow),
-        F.pad(norm_bias, grow),
-    )
+    hi.copy_(weight)
+    if lo.data_ptr() != hi.data_ptr():
+        lo.copy_(weight - hi)
+    taps.copy_(F.pad(depthwise[:, 0].T, grow))
+    for vector, values in zip(vectors, (bias - bias.mean(), norm, norm_bias), strict=True):
+        vector.copy_(F.pad(values, grow))

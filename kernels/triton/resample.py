@@ -20,7 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference import compute_dtype
-from .configurations import configuration
+from . import finish
+from .configurations import Target, configuration
 from .interpolation import (
     channel_offsets,
     frame_offsets,
@@ -82,7 +83,7 @@ def resample_position_gradient(
     x_ptr,  # [B, C, T]
     start_ptr,  # [B, P]
     ratio_ptr,
-    partial_ptr,  # out: [2, B, P, tiles], dstart and dratio of each tile
+    partial_ptr,  # out: [B, P, tiles, 3], dstart and dratio of each tile, as `finish_windows` takes them
     T,
     stride_xb,
     stride_gb,
@@ -126,9 +127,9 @@ def resample_position_gradient(
         total += g * difference
     slope = tl.sum(total, 1) + window[4]  # dL/dp of each frame; NaN where start or ratio is
     by_start, by_ratio = position_slopes(t, window, tile, T, W, COMPUTE)
-    out_ptr = partial_ptr + program.to(tl.int64)
+    out_ptr = partial_ptr + program.to(tl.int64) * 3
     tl.store(out_ptr, tl.sum(slope * by_start, 0))
-    tl.store(out_ptr + tl.num_programs(0), tl.sum(slope * by_ratio, 0))
+    tl.store(out_ptr + 1, tl.sum(slope * by_ratio, 0))
 
 
 @triton.jit
@@ -208,7 +209,10 @@ def resample_dx(
         first = tl.where(ratio > 0.0, tl.ceil(first), W * 1.0).to(tl.int32)
         last = tl.minimum(tl.maximum((hi - start + 0.5) * pace - 0.5, -1.0), W - 1.0)
         last = tl.maximum(tl.floor(last).to(tl.int32) + 1, first)
-        if (lo < i0 + BLOCK_X) & (hi > i0 - 1):
+        # A window without a place reads frames 0 and 1 with weights of NaN, as the specification has it.
+        acc += tl.where(i0 + k < 2, poison, 0.0)[:, None]
+        placed = poison == poison
+        if (lo < i0 + BLOCK_X) & (hi > i0 - 1) & placed:
             if first < last:
                 # where p(t) = i0 + k − 1: the first frame that touches sample i0 + k is the next whole t
                 meets = (i0 - 0.5 - start) * pace - 0.5
@@ -222,7 +226,7 @@ def resample_dx(
                 for e in tl.static_range(2):
                     t = origin + n.to(tl.int32) + e
                     i, f, _ = walk(n + e, parts)
-                    weight = tl.where(t < last, sample_weight(sample, i, f), 0.0) + poison
+                    weight = tl.where(t < last, sample_weight(sample, i, f), 0.0)
                     held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
                     g = tl.load(window_ptr + frame_offsets(held, STRIDE_GW)[:, None]).to(COMPUTE)
                     acc += g * weight[:, None]
@@ -246,20 +250,20 @@ def resample_dx(
     tl.store(out_ptr, acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def resample(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
+def resample(x: Tensor, start: Tensor, ratio: Tensor, window: int, target: Target | None = None) -> Tensor:
     """y [B, P, C, W]."""
     batch, channels, frames = x.shape
     pairs = start.shape[1]
     out = torch.empty(batch, pairs, channels, window, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    target, compute = target_of(x.device), compute_dtype(x.dtype)
+    target, compute = target or target_of(x.device), compute_dtype(x.dtype)
     config = configuration("resample_forward", target, "fp64" if compute == torch.float64 else "", channels, window)
     block_t, block_c = config.constants["BLOCK_T"], config.constants["BLOCK_C"]
     arguments = {
         "x_ptr": x,
-        "start_ptr": start.contiguous(),
-        "ratio_ptr": ratio.contiguous(),
+        "start_ptr": start,
+        "ratio_ptr": ratio,
         "out_ptr": out,
         "T": frames,
         "P": pairs,
@@ -275,21 +279,35 @@ def resample(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
     return out
 
 
-def resample_dx_of(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
+def gradients(
+    grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, needs: tuple[bool, ...], target: Target | None = None
+) -> tuple[Tensor | None, ...]:
+    """Of x, start and ratio, as far as needed, from the gradient [B, P, C, W] of resampled windows (any strides)."""
+    need_x, need_start, need_ratio = needs
+    dx = clip_gradient(grad, x, start, ratio, target) if need_x else None
+    if not (need_start or need_ratio):
+        return dx, None, None
+    if grad.numel() == 0:
+        return dx, *(finish.zeros(v) if need else None for v, need in zip((start, ratio), needs[1:], strict=True))
+    partial = _place_gradient(grad, x, start, ratio, target or target_of(x.device))
+    return dx, *finish.place_gradients(partial, start, ratio, needs[1:], grad)
+
+
+def clip_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, target: Target | None = None) -> Tensor:
     """dx [B, C, T], contiguous, from the gradient [B, P, C, W] of resampled windows (any strides, any dtype)."""
     batch, channels, frames = x.shape
     pairs, window = grad.shape[1], grad.shape[3]
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if grad.numel() == 0:
-        return dx.zero_()
-    target, compute = target_of(x.device), compute_dtype(x.dtype)
+        return finish.zeros(x)
+    dx = finish.empty_gradient(x)
+    target, compute = target or target_of(x.device), compute_dtype(x.dtype)
     precision = "fp64" if compute == torch.float64 else "16 bits" if grad.dtype.itemsize == 2 else ""
     config = configuration("resample_dx", target, precision, channels, window, frames)
     block_x, block_c = config.constants["BLOCK_X"], config.constants["BLOCK_C"]
     arguments = {
         "grad_ptr": grad,
-        "start_ptr": start.contiguous(),
-        "ratio_ptr": ratio.contiguous(),
+        "start_ptr": start,
+        "ratio_ptr": ratio,
         "dx_ptr": dx,
         "T": frames,
         "P": pairs,
@@ -307,24 +325,21 @@ def resample_dx_of(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Ten
     return dx
 
 
-def resample_place_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor) -> Tensor:
-    """[2, B, P, tiles]: the gradients of start and ratio, to be summed over tiles, in the compute dtype."""
+def _place_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, target: Target) -> Tensor:
+    """[B, P, tiles, 3]: the gradients of start and ratio of each tile, in the compute dtype; the third is not used."""
     batch, channels, frames = x.shape
     pairs, window = grad.shape[1], grad.shape[3]
-    target, compute = target_of(x.device), compute_dtype(x.dtype)
-    if grad.numel() == 0:
-        return torch.zeros(2, batch, pairs, 1, dtype=compute, device=x.device)
-    config = configuration(
-        "resample_position_gradient", target, "fp64" if compute == torch.float64 else "", channels, window
-    )
+    compute = compute_dtype(x.dtype)
+    precision = "fp64" if compute == torch.float64 else ""
+    config = configuration("resample_position_gradient", target, precision, channels, window)
     block_t = config.constants["BLOCK_T"]
     tiles = triton.cdiv(window, block_t)
-    partial = torch.empty(2, batch, pairs, tiles, dtype=compute, device=x.device)
+    partial = torch.empty(batch, pairs, tiles, 3, dtype=compute, device=x.device)
     arguments = {
         "grad_ptr": grad,
         "x_ptr": x,
-        "start_ptr": start.contiguous(),
-        "ratio_ptr": ratio.contiguous(),
+        "start_ptr": start,
+        "ratio_ptr": ratio,
         "partial_ptr": partial,
         "T": frames,
         "P": pairs,
@@ -339,12 +354,6 @@ def resample_place_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tenso
         "STRIDE_GW": grad.stride(3),
         "COMPUTE": TRITON_TYPE[compute],
     }
-    launch(
-        resample_position_gradient,
-        (batch * pairs * tiles,),
-        config,
-        arguments,
-        outputs=block_t * config.constants["BLOCK_C"],
-        looped=True,
-    )
+    outputs = block_t * config.constants["BLOCK_C"]
+    launch(resample_position_gradient, (batch * pairs * tiles,), config, arguments, outputs=outputs, looped=True)
     return partial

@@ -14,12 +14,12 @@ class Source(NamedTuple):
 
     tensor: Tensor
     start: Tensor  # [B, P], contiguous
-    ratio: Tensor
+    ratio: Tensor  # likewise
     resample: bool
 
     @classmethod
     def of_clips(cls, x: Tensor, start: Tensor, ratio: Tensor) -> "Source":
-        return cls(x, start.contiguous(), ratio.contiguous(), True)
+        return cls(x, start, ratio, True)
 
     @classmethod
     def of_windows(cls, y: Tensor) -> "Source":

@@ -56,8 +56,8 @@ Nothing is computed that nobody needs. Launches:
 (`product` counts twice where dz and the weight's gradient are computed separately: sm_80 and float64.)
 
 Scratch: z, du, dz and dy, each [B, P, C, W] in the compute dtype; 39.3 MB each at B = 32, P = 3, C = 128, W = 800 in
-float32. z and du are stored as the tensor cores take them: half as large for a bfloat16 signal. Partial sums take
-[programs, C, C] and less.
+float32. z and du are stored as the tensor cores take them, dz and dy as PyTorch would pass them on: half as large for a
+bfloat16 signal. Partial sums take [programs, C, C] and less.
 """
 
 from __future__ import annotations
@@ -68,12 +68,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import compute_dtype
 from ..weights import Weights
 from . import depthwise, finish, fused, pointwise, wide, windows
 from .call import Call, Normed, Windowed
-from .launch import FUSED_CHANNELS
-from .resample import resample_dx_of
+from .configurations import Target
+from .launch import FUSED_CHANNELS, precision_of, target_of
+from .prepare import room
+from .resample import clip_gradient
 from .source import Source
 
 
@@ -95,74 +96,69 @@ class Needs(NamedTuple):
 Grads = tuple[Tensor | None, ...]
 
 
-def forward(source: Source, strength: Tensor, weights: Weights, window: int, eps: float) -> Tensor:
-    """out [B, P, C, W] of `windowed_tonality` or `tonality_blend`, in the dtype of the source."""
+def forward(
+    source: Source,
+    strength: Tensor,
+    weights: Weights,
+    window: int,
+    eps: float,
+    target: Target | None = None,
+    *,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """out [B, P, C, W] of `windowed_tonality` or `tonality_blend`, in the dtype of the source; and the prepared weights
+    if they are to be kept for `backward`.
+    """
     shape = (*strength.shape, source.tensor.shape[-2], window)
     out = torch.empty(shape, dtype=source.tensor.dtype, device=source.tensor.device)
     if out.numel() == 0:
-        return out
-    call = Call.of(source, strength, weights, window, eps)
+        return out, None
+    target = target or target_of(source.tensor.device)
+    compute, size = room(weights, precision_of(out.dtype, target))
+    memory = torch.empty(size, dtype=compute, device=out.device)
+    call = Call.of(source, strength, weights, window, eps, target, memory)
     if fused.fits(call):
         fused.windowed_tonality(call, out)
     else:  # more channels or taps than one tile holds
         wide.blend(call, wide.product(call, depthwise.recompute(call)[0]), out)
-    return out
+    return out, memory if keep else None
 
 
-def windowed_tonality_backward(
+def backward(
     grad_out: Tensor,
-    x: Tensor,
-    start: Tensor,
-    ratio: Tensor,
+    source: Source,
     strength: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    pointwise_weight: Tensor,
-    pointwise_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    window: int,
+    weights: Weights,
     eps: float,
     needs: tuple[bool, ...],
+    target: Target | None = None,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the ten tensors after `grad_out` [B, P, C, W], None where `needs`, in the same order, is false."""
-    weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
+    """Gradients of the source (x, start and ratio, or y), strength and the weights, None where not needed.
+
+    Args:
+        grad_out: [B, P, C, W], contiguous.
+        memory: what `forward` kept, of the same precision.
+    """
+    clips = source.resample
+    inputs = (source.tensor, source.start, source.ratio) if clips else (source.tensor,)
     if grad_out.numel() == 0:
-        inputs = (x, start, ratio, strength, *weights)
-        return tuple(finish.empty_gradient(v).zero_() if need else None for v, need in zip(inputs, needs, strict=True))
-    wanted = Needs(compute_dtype(x.dtype) if needs[0] else None, *needs[1:])
-    dy, *rest = _backward(grad_out, Source.of_clips(x, start, ratio), strength, weights, eps, wanted)
-    dx = None if dy is None else resample_dx_of(dy, x, start, ratio)
-    return dx, *rest
+        inputs = (*inputs, strength, *weights)
+        return tuple(finish.zeros(v) if need else None for v, need in zip(inputs, needs, strict=True))
+    call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, prepared=memory is not None)
+    if clips:
+        wanted = Needs(call.passed if needs[0] else None, *needs[1:])
+    else:
+        wanted = Needs(source.tensor.dtype if needs[0] else None, False, False, *needs[1:])
+    dy, by_place, rest = _chain(call, grad_out, weights, wanted)
+    if not clips:
+        return dy, *rest
+    dx = None if dy is None else clip_gradient(dy, source.tensor, source.start, source.ratio, call.target)
+    return dx, *by_place, *rest
 
 
-def tonality_blend_backward(
-    grad_out: Tensor,
-    y: Tensor,
-    strength: Tensor,
-    depthwise_weight: Tensor,
-    depthwise_bias: Tensor,
-    pointwise_weight: Tensor,
-    pointwise_bias: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the eight tensors after `grad_out` [B, P, C, W], None where `needs`, in the same order, is false."""
-    weights = Weights(depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    if grad_out.numel() == 0:
-        inputs = (y, strength, *weights)
-        return tuple(finish.empty_gradient(v).zero_() if need else None for v, need in zip(inputs, needs, strict=True))
-    wanted = Needs(y.dtype if needs[0] else None, False, False, *needs[1:])
-    dy, _, _, *rest = _backward(grad_out, Source.of_windows(y), strength, weights, eps, wanted)
-    return dy, *rest
-
-
-def _backward(grad_out: Tensor, source: Source, strength: Tensor, weights: Weights, eps: float, needs: Needs) -> Grads:
-    """Gradients of y, start, ratio, strength and the weights: the stages in their order, as far as `needs` goes."""
-    grad_out = grad_out.contiguous()
-    call = Call.of(source, strength, weights, grad_out.shape[3], eps)
+def _chain(call: Call, grad_out: Tensor, weights: Weights, needs: Needs) -> tuple[Tensor | None, Grads, Grads]:
+    """Gradients of y, of start and ratio, of strength and the weights: the stages in their order, as far as needed."""
     products: ModuleType = wide if grad_out.shape[2] > FUSED_CHANNELS else pointwise
     place = needs.start or needs.ratio
     need_dz = needs.dy is not None or place or needs.depthwise_weight
@@ -189,4 +185,5 @@ def _backward(grad_out: Tensor, source: Source, strength: Tensor, weights: Weigh
             blend=needs.strength,
             sums=need_sums,
         )
-    return windowed.dy, *finish.gradients(call, normed, windowed, dproduct, weights, needs[1:])
+    dstart, dratio, *rest = finish.gradients(call, normed, windowed, dproduct, weights, needs[1:])
+    return windowed.dy, (dstart, dratio), tuple(rest)

@@ -276,7 +276,7 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
         **call.sizes(),
     }
     launch(wide_norm_backward, (tiles,), config, arguments, outputs=block_t * channels)
-    return Normed(written, frames, dbias.sum(0, keepdim=True), dnorm.sum(0, keepdim=True))
+    return Normed(written, frames, call.summed(dbias)[None], call.summed(dnorm)[None])
 
 
 def product_gradients(

@@ -12,9 +12,13 @@ from window_cases import EPS, GEOMETRY, NAMES, arguments
 from adaptive_window.kernels import reference
 
 pytest.importorskip("triton")
+from triton_calls import tonality_blend_backward, windowed_tonality_backward  # needs triton
+
 from adaptive_window.kernels.triton import transform  # needs triton
 from adaptive_window.kernels.triton.configurations import Target
 from adaptive_window.kernels.triton.launch import record_launches, use_target
+from adaptive_window.kernels.triton.source import Source
+from adaptive_window.kernels.weights import Weights
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 EVERYTHING = (True,) * 10
@@ -31,7 +35,10 @@ def setup(
 
 
 def backward(values: list[Tensor], grad_out: Tensor, needs: tuple[bool, ...] = EVERYTHING) -> Grads:
-    return transform.windowed_tonality_backward(grad_out, *values, grad_out.shape[3], EPS, needs)
+    if grad_out.is_meta:  # planned, and not run
+        source = Source.of_clips(*values[:3])
+        return transform.backward(grad_out, source, values[3], Weights(*values[4:]), EPS, needs)
+    return windowed_tonality_backward(grad_out, values, EPS, needs)
 
 
 def needs_of(*names: str) -> tuple[bool, ...]:
@@ -50,17 +57,26 @@ SUBSETS = [(name,) for name in NAMES] + [
 
 @pytest.mark.parametrize("channels", [5, 130])
 def test_only_what_is_needed(channels: int, device: torch.device) -> None:
-    """Any subset of gradients: None for the rest, and the very bits of a full backward for those."""
+    """Any subset of gradients: None for the rest, and for those what a full backward gives.
+
+    In the interpreter to the bit. On a GPU every subset is a kernel compiled for itself, whose multiplications and
+    additions the compiler may fuse otherwise: equal but for rounding, and the same bits at every run.
+    """
     values, grad_out = setup(channels, clips=1)
     values, grad_out = [v.to(device) for v in values], grad_out.to(device)
     full = backward(values, grad_out)
     for subset in SUBSETS if channels == 5 else SUBSETS[11:12]:
         got = backward(values, grad_out, needs_of(*subset))
+        again = backward(values, grad_out, needs_of(*subset)) if device.type != "cpu" else got
+        assert all(a is b or torch.equal(a, b) for a, b in zip(got, again, strict=True)), subset
         for name, g, f in zip(NAMES, got, full, strict=True):
             if name in subset:
                 assert g is not None
                 assert f is not None
-                assert torch.equal(g, f), (subset, name)
+                if device.type == "cpu":
+                    assert torch.equal(g, f), (subset, name)
+                else:
+                    assert float((g - f).abs().max()) <= 1e-12 * float(f.abs().max()), (subset, name)
             else:
                 assert g is None, (subset, name)
 
@@ -157,7 +173,7 @@ def test_nothing_unsafe(case: str) -> None:
     grad_out = torch.randn(2, 3, channels, window, dtype=torch.float64)
     with Sanitizer() as sanitizer:
         backward(values, grad_out)
-        transform.tonality_blend_backward(grad_out, grad_out, *values[3:], EPS, EVERYTHING[:8])
+        tonality_blend_backward(grad_out, [grad_out, *values[3:]], EPS, EVERYTHING[:8])
     assert sanitizer.accesses > 100
 
 

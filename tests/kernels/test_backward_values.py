@@ -12,7 +12,11 @@ from window_cases import EPS, GEOMETRY, NAMES, arguments
 from adaptive_window.kernels import reference
 
 pytest.importorskip("triton")
-from adaptive_window.kernels.triton import transform  # needs triton
+from interpreter_bf16 import corrected_arithmetic
+from triton_calls import tonality_blend_backward, windowed_tonality_backward  # needs triton
+
+from adaptive_window.kernels.triton.configurations import Target
+from adaptive_window.kernels.triton.launch import record_launches, use_target
 
 EVERYTHING = (True,) * 10
 
@@ -41,7 +45,7 @@ def test_windows_of_every_kind(case: str, device: torch.device) -> None:
     frames, window, starts, ratios = GEOMETRY[case]
     values = [v.to(device) for v in arguments(frames, starts, ratios, channels=3, taps=7)]
     grad_out = random_grad(values, window)
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, EVERYTHING)
+    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
     assert_close(got, truth(values, grad_out, window))
 
 
@@ -55,7 +59,7 @@ def test_shapes(channels: int, taps: int, window: int, device: torch.device) -> 
     values = [v[:1] if n < 4 else v for n, v in enumerate(values)]
     values = [v.to(device) for v in values]
     grad_out = random_grad(values, window)
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, EVERYTHING)
+    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
     assert_close(got, truth(values, grad_out, window))
 
 
@@ -68,7 +72,7 @@ def test_blend_alone(channels: int, taps: int, window: int, device: torch.device
     out = reference.tonality_blend(*leaves, EPS)
     grad_out = torch.randn_like(out)
     wanted = torch.autograd.grad(out, leaves, grad_out)
-    got = transform.tonality_blend_backward(grad_out, y, *rest, EPS, (True,) * 8)
+    got = tonality_blend_backward(grad_out, [y, *rest], EPS, (True,) * 8)
     assert_close(got, wanted)
 
 
@@ -88,7 +92,7 @@ def test_layouts(layout: str, device: torch.device) -> None:
     strided = torch.stack((start, ratio, strength), -1)  # none of the three is contiguous
     values = [LAYOUTS[layout](x), *strided.unbind(-1), *weights]
     grad_out = random_grad(values, 1).expand(-1, -1, -1, window)
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, EVERYTHING)
+    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
     assert_close(got, truth(values, grad_out, window))
 
 
@@ -97,7 +101,7 @@ def test_nothing_to_do(device: torch.device) -> None:
     values = [v.to(device) for v in arguments(9, (1.0,), (1.0,), 3, 3)]
     for batch, pairs in ((0, 1), (2, 0)):
         some = [values[0][:batch], *(v[:batch, :pairs] for v in values[1:4]), *values[4:]]
-        got = transform.windowed_tonality_backward(random_grad(some, 5), *some, 5, EPS, EVERYTHING)
+        got = windowed_tonality_backward(random_grad(some, 5), some, EPS, EVERYTHING)
         for g, v in zip(got, some, strict=True):
             assert g is not None
             assert g.shape == v.shape
@@ -122,10 +126,37 @@ def test_float32_is_as_good_as_pytorch(
     leaves = [v.clone().requires_grad_() for v in values]
     theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS), leaves, grad_out)
     needs = (frames < 1000, *EVERYTHING[1:])  # 200,000 samples of dx take the interpreter minutes
-    got = transform.windowed_tonality_backward(grad_out, *values, window, EPS, needs)
+    got = windowed_tonality_backward(grad_out, values, EPS, needs)
     for name, g, t, w in zip(NAMES, got, theirs, wanted, strict=True):
         if g is not None:
             assert g.dtype == torch.float32
             # where PyTorch happens to round hardly at all (sums of a few numbers), one rounding is allowed
             allowed = 2 * float((t - w).norm()) + 2.0**-24 * float(w.norm())
             assert float((g - w).norm()) <= allowed, name
+
+
+def test_bfloat16_is_as_good_as_pytorch(device: torch.device) -> None:
+    """With gradients in bfloat16 between the kernels, as PyTorch has them between its operations.
+
+    start and ratio, which are never computed in 16 bits, are given in float32.
+    """
+    window = 41
+    values = [v.float() for v in arguments(97, (3.3137, 20.2183), (1.0178, 1.3217), 16, 7)]
+    values = [v.to(device) if n in (1, 2) else v.to(torch.bfloat16).to(device) for n, v in enumerate(values)]
+    grad_out = random_grad(values, window)
+    wanted = truth(values, grad_out, window)
+    leaves = [v.clone().requires_grad_() for v in values]
+    theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS), leaves, grad_out)
+    with record_launches() as launches:
+        if device.type == "cpu":
+            with use_target(Target(90, 2, "bf16")), corrected_arithmetic():
+                got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
+        else:
+            got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
+    passed = {name: one.arguments[name] for one in launches for name in ("dz_ptr", "dy_ptr") if name in one.arguments}
+    assert {value.dtype for value in passed.values()} == {torch.bfloat16}
+    for name, g, t, w in zip(NAMES, got, theirs, wanted, strict=True):
+        assert g is not None
+        # a product's operand, dz and dy or the result are rounded; PyTorch's own error, should that be larger
+        allowed = max(2 * float((t - w).norm()), 3 * 2.0**-9 * float(w.norm()))
+        assert float((g.double() - w).norm()) <= allowed, name

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from native_cases import native_only
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from window_cases import EPS, W, arguments, small_arguments, small_calls
@@ -16,7 +17,7 @@ from window_cases import EPS, W, arguments, small_arguments, small_calls
 from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
 
 pytest.importorskip("triton")
-from adaptive_window.kernels.autograd import ops  # with their gradient rules
+from adaptive_window.kernels.ops import OPERATORS
 from adaptive_window.kernels.triton.launch import record_launches
 
 FUNCTIONS = small_calls("triton")
@@ -27,39 +28,47 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def operator_cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+def operator_cases(backend: str, device: torch.device) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Forward operators with arguments that need gradients, backward ones with every other gradient asked for."""
     torch.manual_seed(1)
+    device = torch.device("cpu") if backend == "native" else device
     cases = {}
     for name, (_, make) in FUNCTIONS.items():
-        plain = make()
+        plain = [v.to(device) for v in make()]
         leaves = [v.clone().requires_grad_() for v in plain]
-        cases[name] = (getattr(ops, name), (*leaves, *NUMBERS[name]))
-        grad_out = torch.randn(2, 2, 3, W, dtype=torch.float64)
-        numbers = () if name == "resample_windows" else NUMBERS[name]
+        cases[name] = (OPERATORS[name], (*leaves, *NUMBERS[name], backend, True))
+        grad_out = torch.randn(2, 2, 3, W, dtype=torch.float64, device=device)
         needs = [n % 2 == 0 for n in range(len(plain))]
-        cases[f"{name}_backward"] = (getattr(ops, f"{name}_backward"), (grad_out, *plain, *numbers, needs))
+        with torch.no_grad():
+            kept = OPERATORS[name](*plain, *NUMBERS[name], backend, True)[1]
+        backward = (grad_out, *plain, kept, *NUMBERS[name], backend, needs)
+        cases[f"{name}_backward"] = (OPERATORS[f"{name}_backward"], backward)
     return cases
 
 
-@pytest.mark.parametrize("name", operator_cases())
-def test_opcheck(name: str, device: torch.device) -> None:
-    operator, given = operator_cases()[name]
-    moved = tuple(v.detach().to(device).requires_grad_(v.requires_grad) if isinstance(v, Tensor) else v for v in given)
-    torch.library.opcheck(operator._opoverload, moved)
+CASES = [name + kind for name in FUNCTIONS for kind in ("", "_backward")]
+BACKENDS = ["triton", pytest.param("native", marks=native_only)]
 
 
-@pytest.mark.parametrize("name", operator_cases())
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(name: str, backend: str, device: torch.device) -> None:
+    torch.library.opcheck(*operator_cases(backend, device)[name])
+
+
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("layout", ["plain", "transposed", "expanded"])
-def test_fakes_tell_the_truth(name: str, layout: str, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fakes_tell_the_truth(name: str, layout: str, backend: str, device: torch.device) -> None:
     """Shape, stride, dtype and device of every result, foretold and found."""
     change: dict[str, Callable[[Tensor], Tensor]] = {
         "plain": lambda v: v,
         "transposed": lambda v: v.transpose(0, -1).contiguous().transpose(0, -1),
         "expanded": lambda v: v[..., :1].expand_as(v),
     }
-    operator, given = operator_cases()[name]
-    given = tuple(change[layout](v.detach().to(device)) if isinstance(v, Tensor) else v for v in given)
+    operator, given = operator_cases(backend, device)[name]
+    signals = [n for n, v in enumerate(given) if isinstance(v, Tensor) and v.dim() > 1]  # not what forward kept
+    given = tuple(change[layout](v.detach()) if n in signals else v for n, v in enumerate(given))
     with FakeTensorMode() as mode:
         fakes = tuple(mode.from_tensor(v) if isinstance(v, Tensor) else v for v in given)
         foretold = operator(*fakes)
@@ -68,6 +77,7 @@ def test_fakes_tell_the_truth(name: str, layout: str, device: torch.device) -> N
     assert len(found) == len(foretold) > 0
     for a, b in zip(found, foretold, strict=True):
         assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+    found = [v for v in found if v.numel()]
     storages = [v.untyped_storage().data_ptr() for v in (*found, *(v for v in given if isinstance(v, Tensor)))]
     assert len(set(storages[: len(found)])) == len(found)
     assert not set(storages[: len(found)]) & set(storages[len(found) :])
@@ -92,8 +102,34 @@ def test_compiles_to_one_graph(name: str, dynamic: bool, device: torch.device) -
         got = gradients(compiled, given, needs)
     for g, w in zip(got, wanted, strict=True):
         torch.testing.assert_close(g, w, rtol=0, atol=0)
-    # frozen weights cost nothing in a compiled backward either
-    assert [one.name for one in traced] == [one.name for one in plain]
+    # frozen weights cost nothing in a compiled backward either; only their preparation is done again
+    wanted_names = [one.name for one in plain]
+    if name != "resample_windows":
+        wanted_names.insert(2, "prepare_weights")
+    assert [one.name for one in traced] == wanted_names
+
+
+@native_only
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["native", "auto"])
+def test_the_compiled_kernels_compile_to_one_graph(name: str, dynamic: bool, backend: str) -> None:
+    torch.compiler.reset()
+    function, make = small_calls(backend)[name]
+    given = make()
+    needs = [n < 2 for n in range(len(given))]
+    nodes = []
+
+    def look(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        nodes.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compile(function, fullgraph=True, dynamic=dynamic, backend=look)(*given)
+    assert any(node.startswith(f"adaptive_window.{name}") for node in nodes), nodes
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    assert torch.equal(compiled(*given), function(*given))
+    for g, w in zip(gradients(compiled, given, needs), gradients(function, given, needs), strict=True):
+        assert torch.equal(g, w)
 
 
 def test_compiles_inside_a_module(device: torch.device) -> None:
@@ -139,18 +175,25 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", FUNCTIONS)
     def test_vmap_is_a_loop_or_an_error(self, name: str, device: torch.device) -> None:
-        """PyTorch runs an operator without a batching rule once per element; torch.func.grad of it raises."""
+        """PyTorch runs an operator without a batching rule once per element; torch.func.grad is refused by name."""
         function, make = FUNCTIONS[name]
         first, *rest = (v.to(device) for v in make())
         both = torch.stack((first, first.flip(0)))
         got = torch.vmap(lambda v: function(v, *rest))(both)
         assert torch.equal(got, torch.stack([function(v, *rest) for v in both]))
-        with pytest.raises(RuntimeError, match="functorch transforms"):
-            torch.func.grad(lambda v: function(v, *rest).sum())(first)
+        said = r"backend='triton' cannot run: a transform of torch\.func is active.*backend='reference'"
+        for transform in (torch.func.grad, torch.func.jacrev, lambda f: torch.vmap(torch.func.grad(f))):
+            given = both if transform not in (torch.func.grad, torch.func.jacrev) else first
+            with pytest.raises(RuntimeError, match=said):
+                transform(lambda v: function(v, *rest).sum())(given)
+        auto = small_calls("auto")[name][0]
+        wanted = small_calls("reference")[name][0]
+        got = torch.func.grad(lambda v: auto(v, *rest).sin().sum())(first)
+        torch.testing.assert_close(got, torch.func.grad(lambda v: wanted(v, *rest).sin().sum())(first))
 
-    def test_too_many_frames(self) -> None:
-        x = torch.zeros(1, 1, 1).expand(1, 1, 2**24)
-        place = torch.ones(1, 1)
+    def test_too_many_frames(self, device: torch.device) -> None:
+        x = torch.zeros(1, 1, 1, device=device).expand(1, 1, 2**24)
+        place = torch.ones(1, 1, device=device)
         with pytest.raises(ValueError, match=r"x must have fewer than 2²⁴ frames.*\[1, 1, 16777216\]"):
             resample_windows(x, place, place, 4, backend="triton")
         with pytest.raises(ValueError, match=r"window must be less than 2²⁴ frames.*16777216"):
@@ -164,16 +207,17 @@ def test_as_many_channels_as_there_may_be(device: torch.device) -> None:
     wanted = windowed_tonality(*given, 3, backend="reference")
     torch.testing.assert_close(windowed_tonality(*given, 3, backend="triton"), wanted, rtol=1e-10, atol=1e-10)
     c = 1025
-    weights = [torch.zeros(s) for s in ((c, 1, 1), (c,), (c, c, 1), (c,), (c,), (c,))]
-    place = torch.ones(1, 1)
+    weights = [torch.zeros(s, device=device) for s in ((c, 1, 1), (c,), (c, c, 1), (c,), (c,), (c,))]
+    place = torch.ones(1, 1, device=device)
+    clip = torch.zeros(1, c, 4, device=device)
     said = r"must have at most 1024 channels for backend='triton', got C = 1025 in shape .*backend='reference'"
     with pytest.raises(ValueError, match="x " + said):
-        resample_windows(torch.zeros(1, c, 4), place, place, 4, backend="triton")
+        resample_windows(clip, place, place, 4, backend="triton")
     with pytest.raises(ValueError, match="x " + said):
-        windowed_tonality(torch.zeros(1, c, 4), place, place, place, *weights, 4, backend="triton")
+        windowed_tonality(clip, place, place, place, *weights, 4, backend="triton")
     with pytest.raises(ValueError, match="y " + said):
-        tonality_blend(torch.zeros(1, 1, c, 4), place, *weights, backend="triton")
-    assert resample_windows(torch.zeros(1, c, 4), place, place, 4, backend="reference").shape == (1, 1, c, 4)
+        tonality_blend(clip[None], place, *weights, backend="triton")
+    assert resample_windows(clip, place, place, 4, backend="reference").shape == (1, 1, c, 4)
 
 
 def test_nan_windows_have_the_specifications_gradients(device: torch.device) -> None:
@@ -187,8 +231,11 @@ def test_nan_windows_have_the_specifications_gradients(device: torch.device) -> 
             for backend in ("triton", "reference"):
                 leaves = [v.clone().requires_grad_() for v in given[:count]]
                 out = function(*leaves, W, backend=backend)
-                found.append(torch.autograd.grad(out, leaves, torch.ones_like(out))[1:4])
-            for mine, theirs in zip(*found, strict=True):
+                found.append(torch.autograd.grad(out, leaves, torch.ones_like(out))[:4])
+            clips = [grads.pop(0) for grads in map(list, found)]
+            assert torch.equal(*(dx.isnan() for dx in clips))  # in the two frames that are read, in no other
+            torch.testing.assert_close(*clips, rtol=1e-9, atol=1e-9, equal_nan=True)
+            for mine, theirs in zip(*(grads[1:] for grads in found), strict=True):
                 assert mine.isnan()[bad[1:]]
                 assert int(mine.isnan().sum()) == 1
                 torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9, equal_nan=True)

@@ -143,27 +143,43 @@ def test_only_device_code_imports_triton_at_once() -> None:
     assert not bad, "; ".join(map(str, bad))
 
 
-@pytest.mark.parametrize("module", ["reference", "validation", "backend", "__init__"])
+@pytest.mark.parametrize("module", ["reference", "validation", "memory", "weights", "ops", "functional", "__init__"])
 def test_the_specification_never_touches_triton(module: str) -> None:
     source = KERNELS if module == "__init__" else f"{KERNELS}.{module}"
     bad = [i for i in ALL if i.source == source and (within(i.target, "triton") or within(i.target, TRITON))]
     assert not bad, "; ".join(map(str, bad))
 
 
-def test_arrows_of_the_compiled_kernels() -> None:
-    """autograd → launch → library; and the specification knows nothing of them."""
-    native = f"{KERNELS}.native"
+def test_arrows_of_the_kernels() -> None:
+    """functional → ops → backends ⇢ a backend's face → its launchers → its kernels; the specification knows none."""
+    native, weights, memory = f"{KERNELS}.native", f"{KERNELS}.weights", f"{KERNELS}.memory"
+    validation, reference, backends = (f"{KERNELS}.{name}" for name in ("validation", "reference", "backends"))
+    launch, library, positions = (f"{native}.{name}" for name in ("launch", "library", "positions"))
     arrows = {
-        f"{native}.library": set(),
-        f"{native}.launch": {f"{native}.library"},
-        f"{native}.autograd": {KERNELS, f"{KERNELS}.validation", f"{KERNELS}.reference", native, f"{native}.launch"},
-        f"{KERNELS}.reference": set(),
-        f"{KERNELS}.validation": set(),
+        f"{KERNELS}.functional": {KERNELS, f"{KERNELS}.ops", reference, validation, weights},
+        f"{KERNELS}.ops": {KERNELS, backends, reference, memory, native, validation, weights},
+        backends: {KERNELS, reference, native, library, validation, TRITON},
+        f"{native}.backend": {KERNELS, reference, memory, native, launch, positions},
+        launch: {library},
+        positions: {reference},
+        library: {memory},
+        **{name: set() for name in (memory, reference, validation, weights)},
     }
     for source, allowed in arrows.items():
         assert any(i.source == source for i in ALL), source
-        bad = [i for i in ALL if i.source == source and within(i.target, KERNELS) and i.target not in allowed]
+        targets = [i for i in ALL if i.source == source and within(i.target, KERNELS)]
+        bad = [i for i in targets if i.target not in allowed]
         assert not bad, "; ".join(map(str, bad))
+
+
+def test_arrows_of_the_triton_kernels() -> None:
+    """backend → plan, transform → stages → what they share; nobody below imports what orders it."""
+    above = [f"{TRITON}.{name}" for name in ("backend", "plan", "transform")]
+    stages = [i for i in ALL if within(i.source, TRITON) and i.source not in above]
+    bad = [i for i in stages if i.target in above or i.target in (f"{KERNELS}.ops", f"{KERNELS}.functional")]
+    assert not bad, "; ".join(map(str, bad))
+    bad = [i for i in ALL if i.target == f"{TRITON}.backend" and i.source != f"{KERNELS}.backends"]
+    assert not bad, "; ".join(map(str, bad))
 
 
 def test_arrows_of_adaptive() -> None:

@@ -25,3 +25,21 @@ def test_front_end_accepts_every_variant() -> None:
     report = json.loads(done.stdout)
     assert report["failures"] == []
     assert report["translated"] > 100
+
+
+@pytest.mark.proof
+def test_compiled_kernels_are_started_with_addresses() -> None:
+    """Triton's own compiler and what it makes to start a kernel, on a driver that notes what it is given."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(SUPPORT)}
+    command = [sys.executable, "-m", "compiled_starts"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    started = json.loads(done.stdout)["started"]
+    assert [one["name"] for one in started] == ["prepare_weights", "windowed_tonality_forward"] * 2
+    assert {one["stream"] for one in started} == {7}
+    assert all(len(one["grid"]) == 3 for one in started)
+    for n, one in enumerate(started):
+        x = 4096 + 4 * (n > 1)
+        wanted = {4096 * k for k in range(5, 11)} if n % 2 == 0 else {x, *(4096 * k for k in (2, 3, 4))}
+        assert wanted <= set(one["pointers"].values())
+        assert (0 in one["aligned"]) == (n != 3)  # the first argument of the fused kernel is x

@@ -66,9 +66,8 @@ class TestCitizenship:
         blend, kept = launch.blend, []
 
         def watched(*values: Any) -> Any:
-            out, u, moments = blend(*values)
-            kept.append(len(u))
-            return out, u, moments
+            kept.append(values[-1][0] is not None)
+            return blend(*values)
 
         monkeypatch.setattr(launch, "blend", watched)
         for function, given in (call(name) for name in ("tonality_blend", "windowed_tonality")):
@@ -80,7 +79,7 @@ class TestCitizenship:
             assert not any(v.requires_grad for v in found)
             found.append(function(*leaves))
             assert all(torch.equal(v, found[-1]) for v in found)
-            assert kept == [min(count, 4)] * 3 + [4]
+            assert kept == [False] * 3 + [True]
             kept.clear()
 
     @pytest.mark.parametrize("name", ["tonality_blend", "windowed_tonality"])
@@ -101,7 +100,7 @@ class TestCitizenship:
         assert all(torch.equal(a, b) for a, b in zip(again, gradients(function, given, grad), strict=True))
 
     def test_changing_an_input_before_backward_is_noticed(self) -> None:
-        for n in (0, 3, 4, 5, 6, 7, 8, 9):  # start and ratio are not read again: frames keep their positions
+        for n in range(10):
             leaves = [v.requires_grad_(m == (n + 1) % 10) for m, v in enumerate(small_arguments())]
             out = windowed_tonality(*leaves, W, backend="native")
             with torch.no_grad():
@@ -139,7 +138,6 @@ def entered(mode: TorchDispatchMode) -> Callable[[Callable[..., Tensor]], Callab
 
 
 ELSEWHERE: dict[str, tuple[Callable[[Callable[..., Tensor]], Callable[..., Tensor]], str]] = {
-    "torch.compile": (lambda f: torch.compile(f, fullgraph=True, backend="aot_eager"), "traced"),
     "torch.jit.trace": (lambda f: lambda *v: torch.jit.trace(f, v, check_trace=False)(*v), "traced"),
     "vmap": (lambda f: lambda *v: torch.vmap(f)(*(w[None] for w in v))[0], "torch.func"),
     "jvp": (lambda f: lambda *v: torch.func.jvp(f, v, v)[0], "torch.func|forward-mode"),
@@ -197,9 +195,9 @@ class TestLibrary:
 
     @pytest.fixture(autouse=True)
     def _looked_for_again(self) -> Iterator[None]:
-        library._load.cache_clear()
+        library._looked = False
         yield
-        library._load.cache_clear()
+        library.look()
 
     def refused(self, reason: str) -> None:
         function, given = call("windowed_tonality", "auto")

@@ -2,7 +2,7 @@
 
 It follows the kernels step by step (centred pointwise weight, folded clamps, gather form of dx), so that a test against
 autograd of `kernels.reference` proves the formulas, and a test of the kernels then proves only their execution. The
-derivation itself stands in `kernels/triton/windowed_tonality_backward.py`.
+derivation itself stands in `kernels/triton/transform.py`.
 """
 
 from __future__ import annotations

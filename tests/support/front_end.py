@@ -47,12 +47,12 @@ def calls(size: str, precision: str) -> Iterator[Launch]:
     weights = Weights(empty(c, 1, k), empty(c), empty(c, c, 1), empty(c), empty(c), empty(c))
     with use_target(Target(90, 132, precision)), record_launches() as launches:
         resample.resample(x, places, places, w)
-        resample.resample_place_gradient(y, x, places, places)
+        resample.gradients(y, x, places, places, (True,) * 3)
         for source in (Source.of_clips(x, places, places), Source.of_windows(y)):
             transform.forward(source, places, weights, w, EPS)
         for needs in SUBSETS if precision == "tf32" else SUBSETS[-1:]:
-            transform.windowed_tonality_backward(y, x, places, places, places, *weights, w, EPS, needs)
-            transform.tonality_blend_backward(y, y, places, *weights, EPS, (needs[0], *needs[3:]))
+            transform.backward(y, Source.of_clips(x, places, places), places, weights, EPS, needs)
+            transform.backward(y, Source.of_windows(y), places, weights, EPS, (needs[0], *needs[3:]))
     yield from launches
 
 

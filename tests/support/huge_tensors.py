@@ -72,16 +72,15 @@ def launches(huge: Huge, dtype: torch.dtype) -> list[Launch]:
 
     x, y, grad, places = huge.clip(dtype), huge.windows(dtype), huge.windows(dtype), empty(b, p)
     weights = Weights(empty(c, 1, TAPS), empty(c), empty(c, c, 1), empty(c), empty(c), empty(c))
-    everything = (True,) * 10
+    everything, whole = (True,) * 10, grad.contiguous()
     as_many_programs_as_tiles = Target(0, 1 << 30)
     with use_target(as_many_programs_as_tiles), record_launches() as recorded:
         resample.resample(x, places, places, w)
-        resample.resample_dx_of(grad, x, places, places)
-        resample.resample_place_gradient(grad, x, places, places)
+        resample.gradients(grad, x, places, places, everything[:3])
         for source in (Source.of_clips(x, places, places), Source.of_windows(y)):
             transform.forward(source, places, weights, w, EPS)
-        transform.windowed_tonality_backward(grad, x, places, places, places, *weights, w, EPS, everything)
-        transform.tonality_blend_backward(grad, y, places, *weights, EPS, everything[:8])
+        transform.backward(whole, Source.of_clips(x, places, places), places, weights, EPS, everything)
+        transform.backward(whole, Source.of_windows(y), places, weights, EPS, everything[:8])
     return [launch for launch in recorded if launch.name not in huge.without]
 
 

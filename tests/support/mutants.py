@@ -3,14 +3,17 @@
     python -m mutants                    # every mutant; a table; exit status 1 if one survives that should not
     python -m mutants --only edge --jobs 1
 
-A mutant is one replacement of text in one file of `kernels/`, made in a copy of the package; the copy then has to get
-through `killing_suite` in a process of its own. A mutant that computes the same as the original cannot be noticed: such
-an *equivalent* one carries its reason, and is run as well, to see that it does survive.
+A mutant is one expression or statement of one function, replaced by another in a copy of the package; the copy then has
+to get through `killing_suite` in a process of its own. Functions are looked for by name and code is compared by its
+syntax tree, so that neither a file's name nor where lines break decides whether a mutant fits. A mutant that computes
+the same as the original cannot be noticed: such an *equivalent* one carries its reason, and is run as well, to see that
+it does survive.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
@@ -29,26 +32,56 @@ JOBS = 2
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` must stand in `file` (under kernels/) exactly `count` times; its `nth` becomes `new`."""
+    """`old`, an expression or a statement, must stand in `function` exactly `count` times; its `nth` becomes `new`."""
 
     name: str
-    file: str
+    function: str  # of one of the files under kernels/; a method as "Class.method"
     old: str
     new: str
     count: int = 1
     nth: int = 0
     equivalent: str = ""  # why nobody can notice
 
-    def apply(self, kernels: Path) -> None:
-        path = kernels / self.file
-        parts = path.read_text().split(self.old)
-        if len(parts) - 1 != self.count:
+    def apply(self, kernels: Path) -> Path:
+        """Change the file that holds the function; returns it."""
+        path, tree, function = self._find(kernels)
+        old, new = _parsed(self.old), _parsed(self.new)
+        found = [node for node in ast.walk(function) if ast.dump(node) == ast.dump(old)]
+        if len(found) != self.count:
             raise LookupError(
-                f"mutant {self.name!r}: {self.file} holds {self.old!r} {len(parts) - 1} times, not {self.count}: "
+                f"mutant {self.name!r}: {self.function} holds {self.old!r} {len(found)} times, not {self.count}: "
                 "the kernel has changed; change the mutant with it"
             )
-        head, tail = self.old.join(parts[: self.nth + 1]), self.old.join(parts[self.nth + 1 :])
-        path.write_text(head + self.new + tail)
+        _Replacing(found[self.nth], new).visit(tree)
+        path.write_text(ast.unparse(ast.fix_missing_locations(tree)))
+        return path
+
+    def _find(self, kernels: Path) -> tuple[Path, ast.Module, ast.FunctionDef]:
+        found = []
+        for path in sorted(kernels.rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            for owner in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+                prefix = "" if isinstance(owner, ast.Module) else f"{owner.name}."
+                for node in owner.body:
+                    if isinstance(node, ast.FunctionDef) and prefix + node.name == self.function:
+                        found.append((path, tree, node))
+        if len(found) != 1:
+            raise LookupError(f"mutant {self.name!r}: {len(found)} functions are called {self.function}, not 1")
+        return found[0]
+
+
+class _Replacing(ast.NodeTransformer):
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def _parsed(code: str) -> ast.AST:
+    """Of an expression, or of one statement."""
+    (statement,) = ast.parse(code).body
+    return statement.value if isinstance(statement, ast.Expr) else statement
 
 
 @dataclass(frozen=True)
