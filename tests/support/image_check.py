@@ -58,9 +58,7 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
 def chroot(stage: Stage, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     into = ["chroot", f"--userspec={stage.user}", str(stage.root), "env", "-i", f"--chdir={stage.folder}"]
     home = "HOME=/root"
-    pip = [
-        f"{name}={value}" for name, value in os.environ.items() if name.startswith("PIP_") or name.endswith("_proxy")
-    ]
+    proxies = [f"{name}={value}" for name, value in os.environ.items() if name.lower().endswith("_proxy")]
     given = [f"{name}={value}" for name, value in stage.variables.items()]
     return subprocess.Popen([*into, home, *proxies, *pip_settings(), *given, *command], **options)
 
@@ -89,14 +87,16 @@ def bootstrap(root: Path, mirror: str) -> None:
 def pip_settings() -> list[str]:
     """This machine's configuration of pip, as environment variables."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
-    found = re.findall(r"^(?:global|:env:|install)\.([\w-]+)='(.*)'$", listed.stdout, flags=re.MULTILINE)
-    return [f"PIP_{name.upper().replace('-', '_')}={value}" for name, value in found]
+    found = re.findall(r"^(global|install|:env:)\.([\w-]+)='(.*)'$", listed.stdout, flags=re.MULTILINE)
+    found.sort(key=lambda setting: setting[0] == ":env:")  # which overrides files
+    return [f"PIP_{name.upper().replace('-', '_')}={value}" for _, name, value in found]
 
 
 def local_places() -> list[Path]:
-    """The files and folders that pip's configuration names."""
+    """The files and folders that pip's configuration names; of an index the folder around, where its packages are."""
     found = {name for setting in pip_settings() for name in re.findall(r"(?:file://|=|\s)(/[\w./-]+)", setting)}
-    return [Path(name) for name in sorted(found) if Path(name).exists() and not name.startswith("/etc/ssl")]
+    places = {Path(name).parent if Path(name).name == "simple" else Path(name) for name in found}
+    return [place for place in sorted(places) if place.exists() and not place.is_relative_to("/etc/ssl")]
 
 
 @contextlib.contextmanager
