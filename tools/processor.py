@@ -110,7 +110,8 @@ def decode(name: str, operands: str) -> Instruction:
         return Instruction("wait", pending=int(pending[1], 16) if pending else 0)
     if base == "HGMMA":
         accumulator = re.match(r"\s*R(\d+)", operands)
-        n = int((re.search(r"\.\d+x(\d+)x", name) or [0, "64"])[1])
+        shape = re.search(r"\.\d+x(\d+)x", name)
+        n = int(shape[1]) if shape else 64
         own = tuple(range(int(accumulator[1]), int(accumulator[1]) + n // 2)) if accumulator else ()
         return Instruction("hgmma", _registers(rest, 1), own, cost=_tensor_cycles(name))
     if base in ("HMMA", "DMMA", "IMMA"):

@@ -89,8 +89,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(_c(4, BLOCK_X=32, BLOCK_C=64), arch=0),
         Row(_c(4, BLOCK_X=128, BLOCK_C=8), precision="fp64", even=False),
         Row(_c(4, BLOCK_X=128, BLOCK_C=16), precision="fp64", full=False),
-        Row(_c(4, BLOCK_X=128, BLOCK_C=16), arch=80, precision="fp64"),  # twice the channels spill 40 B in Triton 3.6
-        Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="fp64"),
+        Row(_c(4, BLOCK_X=128, BLOCK_C=16), precision="fp64"),  # twice the channels spill 40 B in Triton 3.6
         Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="16 bits"),  # of the gradient; twice the channels spill 16 B
         Row(_c(4, BLOCK_X=128, BLOCK_C=32), even=False),
         Row(_c(8, BLOCK_X=256, BLOCK_C=32), full=False),
@@ -112,7 +111,6 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "product_backward": (
         Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), arch=0, precision="fp64"),
         Row(_c(8, BLOCK_T=32, TURN=True, STAGES=1), arch=0),
-        Row(_c(8, BLOCK_T=16, TURN=False, STAGES=1), arch=90, precision="fp64"),
         Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), precision="fp64"),
         Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), arch=80, precision="bf16x3"),
         Row(_c(8, BLOCK_T=64, TURN=False, STAGES=1), arch=80),

@@ -163,7 +163,10 @@ def product_backward(
         du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, offsets, mask, PRECISION)
         if NEED_WEIGHT:
             z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
-            total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)
+            if PRECISION == "fp64":  # the other way round it spills
+                total = multiply(du_hi, du_lo, tl.trans(z_hi), tl.trans(z_lo), total, PRECISION)
+            else:
+                total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)
         if NEED_DZ:
             if TURN:
                 turned_hi = tl.trans(du_hi) * one
@@ -176,7 +179,10 @@ def product_backward(
     if NEED_WEIGHT:
         share = dpointwise_ptr + tl.program_id(0).to(tl.int64) * (C * C)
         mask = (c < C)[:, None] & (c < C)[None, :]
-        tl.store(share + c[:, None] * C + c[None, :], total, mask=mask)
+        if PRECISION == "fp64":
+            tl.store(share + c[None, :] * C + c[:, None], total, mask=mask)
+        else:
+            tl.store(share + c[:, None] * C + c[None, :], total, mask=mask)
 
 
 def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bool, norm: bool, heard: bool) -> Normed:
