@@ -5,7 +5,7 @@ RUNS ?= 200
 MINUTES ?= 30
 SEED ?= 0
 
-.PHONY: test proof lint sanitize mutants inspect fuzz kill soak bench-cpu
+.PHONY: test proof lint sanitize mutants inspect fuzz kill soak bench-cpu page-load image-check
 
 test:
 	$(PYTHON) -m pytest
@@ -52,3 +52,11 @@ bench-cpu:
 	$(PYTHON) benchmarks/run.py --device cpu --threads 1 --save --parts ops --batch 8 --frame-rates 50
 	$(PYTHON) benchmarks/run.py --device cpu --threads 2 --save --update --parts static
 	$(PYTHON) benchmarks/report.py --write docs/results.md --plots docs/benchmarks
+
+# Twenty visitors of the page at once (tests/support/page_load.py): what each waits for, and the server's memory.
+page-load:
+	PYTHONPATH=tests/support OMP_NUM_THREADS=1 $(PYTHON) -m page_load
+
+# The Dockerfile's own steps, without an engine, in a root that debootstrap makes; needs root and a Debian archive.
+image-check:
+	PYTHONPATH=tests/support $(PYTHON) -m image_check

@@ -63,7 +63,7 @@ setup(
     package_dir=PACKAGE_DIR,
     packages=packages(),
     package_data={
-        "adaptive_window": ["py.typed"],
+        "adaptive_window": ["py.typed", "weights/*.safetensors"],
         "adaptive_window.page": ["*.css", "*.js"],
         "adaptive_window.kernels": ["py.typed"],
     },

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and at most nine minutes: bash benchmarks/gpu_run.sh
+# Everything that needs a GPU, in one command: BUDGET=240 bash benchmarks/gpu_run.sh for the useful half, 540 (nine
+# minutes) for all of it.
 #
 # Needs python3 with torch >= 2.11, triton, numpy and pytest, and no network. Writes to $OUT (default
-# benchmarks/results/gpu-run): results.json (for benchmarks/report.py), log.txt (all output), summary.txt (a line per
-# part), ncu.csv where ncu can read counters. Useful parts come first; each has a time limit and may fail without
-# stopping the next. Exit code: 0, or 1 where a part failed, ran out of time or was not reached. The device's settings
-# are left alone.
+# benchmarks/results/gpu-run): results.json (for benchmarks/report.py), tune.json, host.json, log.txt (all output),
+# summary.txt (a line per part), ncu.csv where ncu can read counters. Kernels are compiled first, in parallel. Useful
+# parts come first; each has a time limit, from what it took on an H100 with 16 cores, and may fail without stopping the
+# next. Exit code: 0, or 1 where a part failed, ran out of time or was not reached. The device's settings are left alone.
 #
 #   PYTHON=python3   the interpreter
-#   BUDGET=540       seconds for everything
-#   PARTS="ops step" only these parts (install always runs)
+#   BUDGET=540       seconds for everything; below 400, tests and tuning get less and the slow parts are left out
+#   PARTS="ops step" only these parts (install and environment always run)
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -34,7 +35,7 @@ note() { # one line for the summary, and the screen
 part() { # part NAME LIMIT COMMAND...: run with a limit, log everything, show the end
   local name=$1 limit=$2 left=$((BUDGET - SECONDS)) began=$SECONDS code
   shift 2
-  if [[ -n $PARTS && $name != install && " $PARTS " != *" $name "* ]]; then
+  if [[ -n $PARTS && $name != install && $name != environment && " $PARTS " != *" $name "* ]]; then
     return 0
   fi
   if ((left < 10)); then
@@ -68,13 +69,21 @@ tool() { # part TOOL-dependent: a tool that is absent is a note, not a failure
   fi
 }
 
+whole() { # whole part ...: only where there is time for everything
+  if ((BUDGET >= 400)); then
+    "$@"
+  fi
+}
+
 RUN=("$PYTHON" benchmarks/run.py --device cuda --update --json "$OUT/results.json")
 EAGER=("a loop" "b grid_sample" "c reference" "e ours separate" "f ours fused")
 WORKERS=() # of the tests, where pytest-xdist is there
 "$PYTHON" -c 'import xdist, sys; sys.exit(not xdist.__version__)' 2>/dev/null && WORKERS=(-n 8)
 METRICS=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,smsp__inst_executed.sum
-METRICS+=,l1tex__data_pipe_lsu_wavefronts.sum,smsp__issue_active.avg.pct_of_peak_sustained_active
-METRICS+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread,launch__occupancy_limit_registers
+METRICS+=,l1tex__data_pipe_lsu_wavefronts.sum,l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum
+METRICS+=,smsp__issue_active.avg.pct_of_peak_sustained_active
+METRICS+=,smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio
+METRICS+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
 
 rm -f "$OUT/results.json"
 part install 60 "$PYTHON" -m pip install -q --no-deps --no-build-isolation -e . || exit 1
@@ -85,23 +94,23 @@ p = torch.cuda.get_device_properties(0)
 print(p.name, f"sm_{p.major}{p.minor}", p.multi_processor_count, "SMs, L2", p.L2_cache_size, "bytes")
 print("torch", torch.__version__, "cuda", torch.version.cuda, "triton", triton.__version__)
 ' || exit 1
-SHOW=20 part smoke 70 "$PYTHON" benchmarks/run.py --device cuda --quick --parts ops --dtypes float32 bfloat16 \
-  --providers "${EAGER[@]}"
-# compiling is most of the tests' time, and compile checks need no GPU
-part tests 110 "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider -m "not slow" "${WORKERS[@]}"
-SHOW=40 part ops 110 "${RUN[@]}" --parts ops --batch 1 8 32 64 --all-combinations --frame-rates 50 --seconds 2 \
-  --providers "${EAGER[@]}"
-SHOW=40 part compiled 110 "${RUN[@]}" --parts ops --batch 32 --frame-rates 50 --seconds 3
-part step 60 "${RUN[@]}" --parts step --step-batch 16 --steps 6
-SHOW=30 tool ncu 60 ncu --profile-from-start off --clock-control none --target-processes all --metrics "$METRICS" \
-  --csv --log-file "$OUT/ncu.csv" "$PYTHON" benchmarks/probe.py
-tool memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
-part attention 30 "${RUN[@]}" --parts attention --seconds 3
-part scaling 60 "${RUN[@]}" --parts scaling --seconds 5
-part rates 40 "${RUN[@]}" --parts ops --batch 32 --seconds 3 --frame-rates 75 \
-  --providers "${EAGER[@]}"
-tool racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
-part codec 30 "${RUN[@]}" --parts codec --seconds 5
+TESTS=90 TUNE=120
+((BUDGET < 400)) && TESTS=60 TUNE=60
+part compile 60 "$PYTHON" benchmarks/tune.py --compile --first 0
+# with a kernel on the device: compile checks and what needs no GPU run elsewhere, and compiling is most of the time here
+part tests "$TESTS" "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider -m "device and not proof" "${WORKERS[@]}"
+SHOW=40 part ops 50 "${RUN[@]}" --parts ops --batch 1 32 --frame-rates 50 --seconds 2 --providers "${EAGER[@]}"
+SHOW=40 part kernels 30 "${RUN[@]}" --parts kernels
+part host 30 "$PYTHON" benchmarks/host.py --json "$OUT/host.json"
+SHOW=60 part tune "$TUNE" "$PYTHON" benchmarks/tune.py --seconds $((TUNE - 10)) --json "$OUT/tune.json"
+whole part step 100 "${RUN[@]}" --parts step --step-batch 16 --steps 4 --rounds 1
+SHOW=30 whole tool ncu 60 ncu --profile-from-start off --clock-control none --target-processes all \
+  --metrics "$METRICS" --csv --log-file "$OUT/ncu.csv" "$PYTHON" benchmarks/probe.py
+whole tool memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
+whole tool racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
+SHOW=40 whole part compiled 110 "${RUN[@]}" --parts ops --batch 32 --frame-rates 50 --seconds 2
+whole part attention 30 "${RUN[@]}" --parts attention --seconds 3
+whole part scaling 60 "${RUN[@]}" --parts scaling --seconds 5
 
 "$PYTHON" benchmarks/report.py "$OUT/results.json" >>"$LOG" 2>&1 && tail -n 5 "$LOG"
 note "total: $SECONDS s; results in $OUT"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 import re
 import statistics
@@ -105,9 +106,19 @@ def time_calls(
     return {name: Timing.of(values) for name, values in samples.items()}
 
 
+@functools.cache
+def capture_stream() -> torch.cuda.Stream:
+    """Where graphs are captured, and warmed up before: autograd warns where a leaf has met another stream."""
+    return torch.cuda.Stream()
+
+
 def capture(call: Callable[[], object]) -> Callable[[], object]:
-    """The call as a CUDA graph's replay; raises RuntimeError where it cannot be captured (it waits for the device)."""
-    stream = torch.cuda.Stream()
+    """The call as a CUDA graph's replay; raises RuntimeError where it cannot be captured (it waits for the device).
+
+    Leaves that the call differentiates are to be its own (`Runs.apart`): those used on another stream before have an
+    AccumulateGrad node there.
+    """
+    stream = capture_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -117,7 +128,7 @@ def capture(call: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     kept = []  # outputs live in the graph's memory
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             kept.append(call())
     except Exception as error:
         torch.cuda.synchronize()

@@ -37,6 +37,10 @@ class Runs:
         output = self.call(*self.inputs)
         return torch.autograd.grad(output, self.inputs, self.grad_out, allow_unused=True)
 
+    def apart(self) -> Runs:
+        """The same call on leaves that no graph of autograd has seen."""
+        return Runs(self.call, tuple(v.detach().requires_grad_(v.requires_grad) for v in self.inputs), self.grad_out)
+
     def calls(self) -> dict[str, Callable[[], object]]:
         return {name: getattr(self, name) for name in DIRECTIONS}
 
@@ -140,8 +144,8 @@ def _replays(
             by_name[name]["graph_note"] = "waits for the device: no graph"
             continue
         try:
-            replays[f"{name}/forward"] = capture(runs.forward)
-            replays[f"{name}/both"] = capture(runs.both)
+            replays[f"{name}/forward"] = capture(runs.apart().forward)
+            replays[f"{name}/both"] = capture(runs.apart().both)
         except Exception as error:  # recorded in the row
             by_name[name]["graph_note"] = _reason(error)
             replays.pop(f"{name}/forward", None)

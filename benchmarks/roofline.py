@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness import time_calls
@@ -15,9 +16,7 @@ from providers import Case
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Assumed where no GPU is there to measure: NVIDIA's H100 SXM datasheet (132 SMs, 3.35 TB/s) and its boost clock under
-# load; 0.9 of the datasheet's bandwidth is what copies reach. Four schedulers issue one warp instruction per cycle.
-ASSUMED = {"processors": 132, "clock_hz": 1.755e9, "bytes_per_s": 0.9 * 3.35e12, "schedulers": 4, "lanes": 32}
+COPY = 2.95e12  # bytes per second, read plus written, as measured on an H100: for floors where no GPU is at hand
 
 
 def floor_bytes(case: Case) -> dict[str, int]:
@@ -43,73 +42,49 @@ def copy_rate(device: str, megabytes: int | None = None) -> float:
 
 @dataclass(frozen=True)
 class Modelled:
-    """One operation and direction, from the compiler's listing; microseconds at the nominal size, per stream."""
+    """One operation and direction: device time as `tools.device_time` predicts it, at the nominal size, per stream."""
 
     op: str
     dtype: str
     precision: str
     kernels: int
-    instructions: float  # per element of the windows, summed over the kernels
-    traffic: float  # bytes per element of the windows, every kernel's arguments touched once
-    issue_us: float
-    memory_us: float
-    floor_us: float  # the byte floor of the operation, at the same rate
-
-    @property
-    def bound_us(self) -> float:
-        return max(self.issue_us, self.memory_us)
+    predicted_us: float
+    floor_us: float  # the byte floor of the operation, at the rate of a copy
 
 
-def model(reports: list[dict[str, object]], nominal: dict[str, int]) -> list[Modelled]:
-    """Sums `tools.inspect_kernels` reports by operation, dtype and precision."""
-    groups: dict[tuple[str, str, str], list[dict[str, object]]] = {}
-    for report in reports:
-        groups.setdefault((str(report["op"]), str(report["dtype"]), str(report["precision"])), []).append(report)
-    elements = nominal["B"] * nominal["P"] * nominal["C"] * nominal["W"]
-    rate = ASSUMED["processors"] * ASSUMED["schedulers"] * ASSUMED["lanes"] * ASSUMED["clock_hz"]
+def model(predictions: list[dict[str, Any]], nominal: dict[str, int]) -> list[Modelled]:
+    """Sums predictions by operation, dtype and precision."""
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for one in predictions:
+        groups.setdefault((one["op"], one["dtype"], one["precision"]), []).append(one["microseconds"])
     rows = []
-    for (op, dtype, precision), members in groups.items():
-        instructions = sum(float(str(m["per_window_element"])) for m in members)
-        traffic = sum(float(str(m["bytes_per_window_element"])) for m in members)
+    for (op, dtype, precision), times in groups.items():
         case = Case(nominal["B"], nominal["P"], nominal["C"], nominal["T"], nominal["W"], dtype=dtype)
-        floor = floor_bytes(case)["backward" if op.endswith("backward") else "forward"]
+        floor: float = floor_bytes(case)["backward" if op.endswith("backward") else "forward"]
         if op.startswith("tonality_blend"):  # windows in, windows out, and in again backward
+            elements = nominal["B"] * nominal["P"] * nominal["C"] * nominal["W"]
             floor = elements * torch.empty(0, dtype=getattr(torch, dtype)).element_size()
             floor *= 3 if op.endswith("backward") else 2
-        rows.append(
-            Modelled(
-                op,
-                dtype,
-                precision,
-                len(members),
-                instructions,
-                traffic,
-                1e6 * instructions * elements / rate,
-                1e6 * traffic * elements / ASSUMED["bytes_per_s"],
-                1e6 * floor / ASSUMED["bytes_per_s"],
-            )
-        )
+        rows.append(Modelled(op, dtype, precision, len(times), round(sum(times), 1), 1e6 * floor / COPY))
     return rows
 
 
-def inspect_kernels(arch: int, only: tuple[str, ...] = ()) -> list[dict[str, object]]:
-    """Reports of `tools.inspect_kernels`, compiled in a process of their own; no GPU needed."""
+def predict_kernels(only: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Predictions of `tools.device_time`, compiled in a process of their own; no GPU needed."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tools.inspect_kernels", "--arch", str(arch), "--json", *only]
+    command = [sys.executable, "-m", "tools.device_time", "--json", *only]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"tools.inspect_kernels failed: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout)
+        raise RuntimeError(f"tools.device_time failed: {done.stderr.strip()[-500:]}")
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def static_table(rows: list[Modelled]) -> str:
-    lines = [
-        f"{'operation':28}{'dtype':10}{'precision':10}{'kernels':>8}{'instr/el':>9}{'B/el':>7}"
-        f"{'issue us':>9}{'memory us':>10}{'floor us':>9}{'model/floor':>12}"
-    ]
+    lines = [f"{'operation':28}{'dtype':10}{'precision':10}{'kernels':>8}{'us':>8}{'floor us':>9}{'us/floor':>9}"]
     for r in rows:
         lines.append(
-            f"{r.op:28}{r.dtype:10}{r.precision:10}{r.kernels:8}{r.instructions:9.1f}{r.traffic:7.1f}"
-            f"{r.issue_us:9.1f}{r.memory_us:10.1f}{r.floor_us:9.1f}{r.bound_us / r.floor_us:12.2f}"
+            f"{r.op:28}{r.dtype:10}{r.precision:10}{r.kernels:8}{r.predicted_us:8.1f}{r.floor_us:9.1f}"
+            f"{r.predicted_us / r.floor_us:9.2f}"
         )
     return "\n".join(lines)

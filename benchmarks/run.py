@@ -11,7 +11,8 @@ Parts:
     step      a whole training step of the agent against the original's structure (agent_step.py)
     scaling   cost against B, P, T, W and C (scaling.py)
     codec     compressing latents against decode, stretch, encode (codec_claim.py); needs encodec and torchaudio
-    static    for the kernels, without a GPU: what the compiler made of them, and a model of their time (roofline.py)
+    kernels   device time of each of our kernels (kernel_times.py); CUDA only
+    static    for the kernels, without a GPU: device time predicted from what the compiler made of them
 
 A provider whose values or gradients fail the parity check has no time printed. The exit code is 1 where ours fails it
 or a part that was asked for breaks, else 0.
@@ -36,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # also where this file
 from harness import machine, set_tf32, slug
 from operations import compare, table
 from providers import BASELINE, OURS, PROVIDERS, Case
-from roofline import ASSUMED, copy_rate, inspect_kernels, model, static_table
+from roofline import copy_rate, model, predict_kernels, static_table
 
-PARTS = ("ops", "attention", "step", "scaling", "codec", "static")
+PARTS = ("ops", "kernels", "attention", "step", "scaling", "codec", "static")
 SIZES = {50: (1200, 800), 75: (1800, 1200)}  # frames per second: T of 24 s, W of 16 s
 DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
 
@@ -77,6 +78,16 @@ def run_ops(options: argparse.Namespace, results: dict[str, Any]) -> bool:
         good &= all("seconds" in r for r in rows if r["provider"] == OURS)
     set_tf32(False)
     return good
+
+
+def run_kernels(options: argparse.Namespace, results: dict[str, Any]) -> bool:
+    if options.device != "cuda":
+        print("not run: only a GPU has these kernels")
+        return True
+    import kernel_times
+
+    results["kernels"] = kernel_times.measure()
+    return True
 
 
 def run_attention(options: argparse.Namespace, results: dict[str, Any]) -> bool:
@@ -128,30 +139,30 @@ def run_codec(options: argparse.Namespace, results: dict[str, Any]) -> bool:
 
 def run_static(options: argparse.Namespace, results: dict[str, Any]) -> bool:
     sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from tools import calibration
     from tools.specimens import NOMINAL
 
     selections: tuple[tuple[str, ...], ...] = (("windowed_tonality", "float32"), ("windowed_tonality", "bfloat16"))
     if options.all_kernels:
         selections = ((),)
     if options.quick:
-        selections = (("windowed_tonality forward", "float32"),)
-    rows = model([r for only in selections for r in inspect_kernels(options.arch, only)], NOMINAL)
+        selections = (("windowed_tonality forward", "float32", "tf32"),)
+    kernels = [one for only in selections for one in predict_kernels(only)]
+    rows = model(kernels, NOMINAL)
+    points = calibration.load()
+    error = {"fitted": calibration.median(calibration.fitted(points)), "points": len(points)}
+    error["left_out"] = calibration.median(calibration.left_out(points))
     sizes = ", ".join(f"{k}={v}" for k, v in NOMINAL.items())
-    print(f"A MODEL, not a measurement: sm_{options.arch} at {sizes}, per stream. Assumed: {ASSUMED['processors']} "
-          f"processors at {ASSUMED['clock_hz'] / 1e9:.3f} GHz, {ASSUMED['bytes_per_s'] / 1e12:.1f} TB/s; the larger of "
-          "issue and memory time, without launches, caches or latency.")  # fmt: skip
+    print(f"A MODEL, not a measurement: an H100 at {sizes}, per stream; launch gaps are not in it. Median error on "
+          f"kernels that it was not fitted to: {100 * error['left_out']:.0f} %.")  # fmt: skip
     print(static_table(rows))
-    results["static"] = {
-        "arch": options.arch,
-        "assumed": ASSUMED,
-        "nominal": NOMINAL,
-        "rows": [vars(row) | {"bound_us": row.bound_us} for row in rows],
-    }
+    results["static"] = {"nominal": NOMINAL, "error": error, "rows": [vars(row) for row in rows], "kernels": kernels}
     return True
 
 
 RUNNERS = {
     "ops": run_ops,
+    "kernels": run_kernels,
     "attention": run_attention,
     "step": run_step,
     "scaling": run_scaling,
@@ -208,7 +219,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=3, help="of the part step, per process; the first warms up")
     add("--rounds", type=int, default=2, help="of the part step, processes per variant")
     add("--seconds", type=float, default=10.0, help="of timing per case, all its providers together")
-    add("--arch", type=int, choices=(90, 80), default=90, help="of the part static")
     add("--all-kernels", action="store_true", help="part static: every op and dtype (minutes), not the fused op alone")
     add("--threads", type=int, help="PyTorch's threads on the CPU")
     add("--quick", action="store_true", help="the smallest run of everything chosen: its times mean nothing")
@@ -219,7 +229,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     cuda = options.device == "cuda"
     options.batch = options.batch or ([1, 8, 32, 64] if cuda else [1, 8, 32])
     options.dtypes = options.dtypes or (["float32", "tf32", "bfloat16"] if cuda else ["float32"])
-    options.parts = options.parts or [part for part in PARTS if part != "static" or not cuda]
+    options.parts = options.parts or [part for part in PARTS if part != ("static" if cuda else "kernels")]
     options.step_batch = options.step_batch or ([16] if cuda else [4])
     options.providers = options.providers or list(PROVIDERS)
     if options.quick:

@@ -33,6 +33,7 @@ SEED = 20_240_607
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "device: takes `device`, so runs a Triton kernel on a GPU; set here")
     config.addinivalue_line("markers", "gpu: needs a CUDA device with real kernels; skipped, and counted, without one")
     if importlib.util.find_spec("hypothesis") is not None:  # absent on a bare GPU machine
         import hypothesis
@@ -41,7 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("suite")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()) or item.get_closest_marker("gpu"):
+            item.add_marker("device")
     if torch.cuda.is_available() and not INTERPRETED:
         return
     reason = "kernels are interpreted (TRITON_INTERPRET=1)" if torch.cuda.is_available() else "no CUDA device"

@@ -2,32 +2,45 @@
 
     python -m tools.device_time                          # every launch of windowed_tonality; microseconds and sums
     python -m tools.device_time windowed_tonality bf16   # rows of that op and precision; --json for a list of objects
-    python -m tools.device_time --error                  # how well it does on the kernels that were measured
 
 A kernel is compiled for sm_90, and one processor of the H100 is run on its instructions (`processor`), with the bank
 conflicts and the cache lines that its addresses tell (`ptx`). Microseconds of the nominal call (B = 32, P = 3, C = 128,
-T = 1200, W = 800), nothing of it in the caches. `--error` prints the error that `calibration` has measured.
+T = 1200, W = 800), nothing of it in the caches. `python -m tools.calibration` prints how far off this is. Too long come
+out prepare_weights and finish_gradients, whose programs do different things: here each does all of them.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .compiled import Compiled, bytes_of
+from .compiled import Compiled, bytes_of, compile_launch
 from .processor import Cycles, Instruction, decode, program, run
 from .ptx import Access, accesses, largest_loop
+from .specimens import specimens
 
 if TYPE_CHECKING:
     from adaptive_window.kernels.triton.launch import Launch
 
+MODULE = "tools.device_time"
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = 2
 PROCESSORS = 132
 CLOCK = 1.755e9
 LAUNCH_US = 2.0  # a kernel that does nothing
 REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 228 * 1024, 64, 32  # of one processor
+WAVES = 4  # programs simulated, of those that fit at once: the rest are like them
 NEAR = 2**20  # bytes; tensors below this stay in the caches
 # Loads at places that depend on data (frames of a clip): wavefronts of a warp, as Nsight Compute counts them, by words
 GATHER = {1.0: 3.2, 0.5: 2.4}
@@ -37,7 +50,6 @@ GATHER = {1.0: 3.2, 0.5: 2.4}
 class Estimate:
     microseconds: float
     resident: int  # programs on a processor
-    waves: float  # how often a processor is filled
     read_bytes: int
     written_bytes: int
     bounds: dict[str, float]  # microseconds that each unit is busy, were it never to wait
@@ -45,8 +57,8 @@ class Estimate:
 
 def _cost(one: Instruction, access: Access, near: bool) -> Instruction:
     """A load with what its addresses tell."""
-    if access.wavefronts is None:  # half of what is gathered are the neighbours of the other half
-        touched = 4.0 if near else 80.0 * access.words
+    if access.wavefronts is None:
+        touched = 4.0 if near else 160.0 * access.words  # 32 frames, a quarter more apart than they are
         return replace(one, cost=GATHER.get(access.words, one.cost), bytes=touched, near=near)
     whole = access.wavefronts > 1 or access.words > 1
     return replace(one, cost=access.wavefronts, bytes=128.0 * access.words if whole else 8.0, near=near)
@@ -71,14 +83,18 @@ def _section(
             loads[max(1, int(access.words))].append(access)
     taken: dict[int, int] = defaultdict(int)
     result = []
-    for one, mine in zip(decoded, plain, strict=True):
+    neighbours: dict[int, bool] = {}
+    for one, mine, place in zip(decoded, plain, indices, strict=True):
         if mine:
             one = replace(one, cost=one.cost * conflicts)
         elif one.kind == "load" and loads[int(one.cost)]:
             width = int(one.cost)
             access = loads[width][taken[width] % len(loads[width])]
             taken[width] += 1
-            one = _cost(one, access, sizes.get(access.argument or "", 0) < NEAR)
+            near = sizes.get(access.argument or "", 0) < NEAR
+            if access.wavefronts is None and not near:  # every second frame gathered is the neighbour of one before
+                near = neighbours[place] = neighbours.get(place, len(neighbours) % 2 == 1)
+            one = _cost(one, access, near)
         result.append(one)
     return result
 
@@ -142,8 +158,12 @@ def estimate(launch: Launch, compiled: Compiled, cycles: Cycles) -> Estimate:
     loaded, stored = moved("load", "copy"), moved("store")
     shares = (read_bytes / loaded if loaded else 0.0, written_bytes / stored if stored else 0.0)
 
+    each = math.ceil(programs / PROCESSORS)
+    simulated = min(each, WAVES * together)
+
     def cycles_of(passes: int) -> float:
-        return run([*parts[0], *parts[1] * passes, *parts[2]], launch.num_warps, together, cycles, *shares)
+        whole = [*parts[0], *parts[1] * passes, *parts[2]]
+        return run(whole, launch.num_warps, together, simulated, cycles, *shares)
 
     if iterations > 4:
         two, four = cycles_of(2), cycles_of(4)
@@ -159,6 +179,87 @@ def estimate(launch: Launch, compiled: Compiled, cycles: Cycles) -> Estimate:
         "l2": scale * sum(one.bytes for one in once if one.kind in ("load", "copy")) / cycles.l2_bytes,
         "memory": (read_bytes + written_bytes) / PROCESSORS / cycles.memory_bytes / CLOCK * 1e6,
     }
-    waves = programs / (PROCESSORS * together)
-    waves = math.ceil(waves) if waves <= 2 else waves + 0.4  # the last wave is not full, nor are all as slow as one
-    return Estimate(spent * waves / CLOCK * 1e6 + LAUNCH_US, together, waves, read_bytes, written_bytes, bounds)
+    spent *= each / simulated
+    return Estimate(spent / CLOCK * 1e6 + LAUNCH_US, together, read_bytes, written_bytes, bounds)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One launch of a call."""
+
+    op: str
+    kernel: str
+    dtype: str
+    precision: str
+    microseconds: float
+    resident: int  # programs on a processor
+    megabytes: float  # read and written
+    busiest: str  # the unit that would need the most time, were nothing ever waited for
+    busy_us: float  # that time
+
+
+def _one(index: int) -> Prediction:
+    one = specimens(90)[index]
+    found = estimate(one.launch, compile_launch(one.launch, 90), Cycles())
+    busiest = max(found.bounds, key=lambda unit: found.bounds[unit])
+    moved = (found.read_bytes + found.written_bytes) / 1e6
+    return Prediction(
+        one.op,
+        one.launch.name,
+        one.dtype,
+        one.precision,
+        round(found.microseconds, 1),
+        found.resident,
+        round(moved, 1),
+        busiest,
+        round(found.bounds[busiest], 1),
+    )
+
+
+def predict_all(only: Sequence[str] = ("windowed_tonality",)) -> list[Prediction]:
+    """Every launch whose op, kernel, dtype and precision `only` names; what compiles to the same code is run once.
+
+    Compiles in processes of its own. Raises RuntimeError where kernels are interpreted.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET=1 is set: kernels are interpreted in this process, and cannot be compiled")
+    wanted = [(n, one) for n, one in enumerate(specimens(90)) if one.named(only)]
+    first = {one.key(): n for n, one in reversed(wanted)}
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        done = dict(zip(first, pool.map(_one, first.values()), strict=True))
+    return [replace(done[one.key()], op=one.op, dtype=one.dtype, precision=one.precision) for _, one in wanted]
+
+
+def table(predictions: Sequence[Prediction]) -> str:
+    """For people; a sum behind each op, dtype and precision."""
+    lines = [f"{'':28}{'dtype':10}{'precision':10}{'us':>8}{'programs':>9}{'MB':>7}  busiest"]
+    for group in dict.fromkeys((one.op, one.dtype, one.precision) for one in predictions):
+        mine = [one for one in predictions if (one.op, one.dtype, one.precision) == group]
+        for one in mine:
+            lines.append(
+                f"{one.kernel:28}{one.dtype:10}{one.precision:10}{one.microseconds:8.1f}{one.resident:9}"
+                f"{one.megabytes:7.0f}  {one.busiest} {one.busy_us:.1f}"
+            )
+        lines.append(f"{group[0]:28}{group[1]:10}{group[2]:10}{sum(one.microseconds for one in mine):8.1f}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description="Predicted device time of every kernel.")
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
+    parser.add_argument("only", nargs="*", help="an op, kernel, dtype or precision; all of those given must fit")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    if os.environ.get("TRITON_INTERPRET") == "1":  # Triton decides at its import: compile in a process without it
+        clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        return subprocess.run([sys.executable, "-m", MODULE, *given], env=clean, cwd=ROOT, check=False).returncode
+    only = options.only or ["windowed_tonality"]
+    if not any(one.named(only) for one in specimens(90)):
+        parser.error(f"no shipped kernel fits {' '.join(only)}")
+    predictions = predict_all(only)
+    print(json.dumps([asdict(one) for one in predictions], indent=1) if options.json else table(predictions))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,16 +25,20 @@ _WIDTH = {"64": 2, "128": 4}
 
 @dataclass(frozen=True)
 class Cycles:
-    """What things take, in cycles of the processor's clock; bytes are per cycle and processor."""
+    """What things take, in cycles of the processor's clock; bytes are per cycle and processor.
 
-    memory: float = 700.0  # from a load to its operand, all of the way to DRAM and back
+    `memory` and `memory_bytes` are fitted to measurements (`calibration`); the rest are the datasheet's, or as
+    microbenchmarks of this architecture have them.
+    """
+
+    memory: float = 445.0  # from a load to its operand, all of the way to DRAM or L2 and back
     near: float = 200.0  # of what a cache holds
     alu: float = 5.0
     shared: float = 26.0  # of a load from shared memory or a shuffle, behind what queues before it
-    special: float = 24.0  # reciprocal roots, conversions, float64
+    special: float = 14.0  # reciprocal roots, conversions, float64
     barrier: float = 24.0
     tensor: float = 36.0  # of a product, behind those before it
-    memory_bytes: float = 12.7  # 2.95 TB/s shared by 132 processors at 1.755 GHz
+    memory_bytes: float = 10.4  # 2.4 TB/s shared by 132 processors at 1.755 GHz
     l2_bytes: float = 40.0
     queue: float = 48.0  # wavefronts that may wait before issue stops
 
@@ -137,7 +141,7 @@ def program(listing: Listing, *, looped: bool, trips: int) -> tuple[list[int], l
     whole = Loop(0, len(names) - 1)
     if looped and listing.loops:
         main = max(listing.loops, key=len)
-        rare = [loop for loop in listing.loops if loop != main]
+        rare = [listing.rare(loop) for loop in listing.loops if loop != main]
         keep = [not any(loop.first <= i <= loop.last for loop in rare) for i in range(len(names))]
         before = [i for i in range(main.first) if keep[i]]
         within = [i for i in range(main.first, main.last + 1) if keep[i]]
@@ -152,7 +156,7 @@ def program(listing: Listing, *, looped: bool, trips: int) -> tuple[list[int], l
             order.append(i)
             i += 1
             continue
-        inner = [other for other in listing.loops if loop.holds(other)]
+        inner = [listing.rare(other) for other in listing.loops if loop.holds(other)]
         once = [n for n in range(loop.first, loop.last + 1) if not any(o.first <= n <= o.last for o in inner)]
         order += once * trips
         i = loop.last + 1
@@ -174,12 +178,13 @@ class _Warp:
 def run(
     instructions: Sequence[Instruction],
     warps: int,
+    together: int,
     programs: int,
     cycles: Cycles,
     read_share: float,
     write_share: float,
 ) -> float:
-    """Cycles until `programs` programs of `warps` warps have issued and finished all instructions.
+    """Cycles until `programs` programs of `warps` warps, so many together, have finished all instructions.
 
     read_share, write_share: bytes of memory per byte loaded and stored: the rest comes from caches.
     """
@@ -188,8 +193,8 @@ def run(
     tensor = [0.0] * SCHEDULERS
     lsu = memory = l2 = 0.0
     arrived: dict[tuple[int, int], list[int]] = {}
-    heap = [(0.0, n) for n in range(len(everyone))]
-    heapq.heapify(heap)
+    running, begun = [warps] * programs, min(together, programs)
+    heap = [(0.0, n) for n in range(warps * begun)]
     end, count = 0.0, len(instructions)
     while heap:
         time, n = heapq.heappop(heap)
@@ -199,8 +204,9 @@ def run(
         begin = max(time, port[warp.scheduler])
         for register in one.reads:
             begin = max(begin, ready.get(register, 0.0))
-        for register in one.writes:
-            begin = max(begin, ready.get(register, 0.0) if kind != "hgmma" else 0.0)
+        if kind != "hgmma":  # its accumulator is its own
+            for register in one.writes:
+                begin = max(begin, ready.get(register, 0.0))
         if kind in ("shared", "load", "copy", "store"):
             begin = max(begin, lsu - cycles.queue)
         elif kind == "wait":
@@ -231,27 +237,27 @@ def run(
             end = max(end, memory)
         elif kind == "commit":
             warp.groups.append(warp.copying)
-        elif kind == "hgmma":
-            tensor[warp.scheduler] = max(tensor[warp.scheduler], begin) + one.cost
-            warp.tensor = tensor[warp.scheduler] + cycles.tensor
-            done = warp.tensor
-        elif kind == "hmma":
+        elif kind in ("hgmma", "hmma"):
             tensor[warp.scheduler] = max(tensor[warp.scheduler], begin) + one.cost
             done = tensor[warp.scheduler] + cycles.tensor
+            warp.tensor = done
         for register in one.writes:
             ready[register] = done
         warp.position += 1
         after = begin + (0.0 if kind == "skip" else 1.0)
         end = max(end, after)
-        if kind == "bar":
-            key = (warp.program, warp.position)
-            waiting = arrived.setdefault(key, [])
+        if warp.position == count:
+            running[warp.program] -= 1
+            if running[warp.program] == 0 and begun < programs:  # the next program takes its place
+                for other in range(warps * begun, warps * (begun + 1)):
+                    heapq.heappush(heap, (after, other))
+                begun += 1
+        elif kind == "bar":
+            waiting = arrived.setdefault((warp.program, warp.position), [])
             waiting.append(n)
             if len(waiting) == warps:
                 for other in waiting:
-                    if everyone[other].position < count:
-                        heapq.heappush(heap, (begin + cycles.barrier, other))
-                del arrived[key]
-        elif warp.position < count:
+                    heapq.heappush(heap, (begin + cycles.barrier, other))
+        else:
             heapq.heappush(heap, (after, n))
     return end

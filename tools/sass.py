@@ -38,6 +38,12 @@ class Listing:
     names: tuple[str, ...]  # with modifiers: "LDG.E.64"
     loops: tuple[Loop, ...]
     operands: tuple[str, ...] = ()  # of each, as written
+    guarded: tuple[Loop, ...] = ()  # what branches forward leap over; no loops, but the same kind of range
+
+    def rare(self, loop: Loop) -> Loop:
+        """`loop` with what is done for its sake: the least that a branch leaps over together with it."""
+        around = [one for one in self.guarded if one.first <= loop.first and loop.last <= one.last]
+        return min(around or [loop], key=len)
 
     @classmethod
     def parse(cls, text: str) -> Listing:
@@ -61,7 +67,9 @@ class Listing:
         end = len(names) - names[::-1].index("EXIT")
         back = {i: labels[t] for i, t in enumerate(targets[:end]) if t is not None and labels.get(t, end) < i}
         loops = sorted((Loop(first, last) for last, first in back.items()), key=lambda loop: (loop.first, -loop.last))
-        return cls(tuple(names[:end]), tuple(loops), tuple(operands[:end]))
+        ahead = {i: labels[t] for i, t in enumerate(targets[:end]) if t is not None and i + 1 < labels.get(t, 0) <= end}
+        guarded = tuple(Loop(first + 1, last - 1) for first, last in ahead.items())
+        return cls(tuple(names[:end]), tuple(loops), tuple(operands[:end]), guarded)
 
     def count(self, *, one_iteration: bool, trips: float = 1.0) -> float:
         """Instructions that one thread issues.

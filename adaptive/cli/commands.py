@@ -62,9 +62,13 @@ def train(config: TrainConfig) -> None:
 
 def compose(config: ComposeConfig) -> None:
     from ..inference.compose import compose_file
+    from ..training.measures import measures_line
 
     report = compose_file(config)
     print(f"{report['output']}: {report['seconds']:.2f} s, peak {report['peak']:.3f}, RMS {report['rms']:.3f}")
+    print(f"by {report['agent']}; {measures_line(report['heard'])}")
+    for warning in report["warnings"]:
+        print(f"  {warning}", file=sys.stderr)
 
 
 def refine(config: RefineConfig) -> None:
@@ -78,8 +82,7 @@ def refine(config: RefineConfig) -> None:
 def plot(config: PlotConfig) -> None:
     from ..inference.compose import plot_file
 
-    plot_file(config)
-    print(config.output)
+    print(f"{config.output}: windows of {plot_file(config)}")
 
 
 def ablate(config: AblateConfig) -> None:

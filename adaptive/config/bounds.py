@@ -25,6 +25,7 @@ __all__ = [
     "PositiveInt",
     "RunCount",
     "Seed",
+    "Song",
     "SongCount",
     "WorkerCount",
 ]
@@ -32,6 +33,7 @@ __all__ = [
 CodecName = Literal["mel", "encodec-24khz", "encodec-32khz"]
 DemoCodecName = Literal["auto", "mel", "encodec-24khz", "encodec-32khz"]
 Device = Literal["auto", "cpu", "cuda"]
+Song = Literal["input", "target", "none"]
 
 SEEDS = 2**32  # epochs and ranks are mixed in, in 64 bits
 

@@ -29,6 +29,7 @@ from .bounds import (
     PositiveInt,
     RunCount,
     Seed,
+    Song,
     SongCount,
     WorkerCount,
 )
@@ -103,7 +104,7 @@ class StepOptions:
 
     workers: WorkerCount = flag(0, "data loader processes")
     num_pairs: PairCount = flag(3, "pairs of windows")
-    learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
+    learning_rate: PositiveFloat = flag(1e-3, "peak learning rate of AdamW")
     spectral: Literal["decoded", "latent"] = flag(
         "decoded", "spectral loss: STFT of decoded audio (log-mel distance for the mel codec), or distance of latents"
     )
@@ -138,30 +139,45 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     shuffle_targets: bool = flag(False, "sanity mode: targets are exchanged among songs")
     worker_start: Literal["fork", "spawn"] = flag("fork", "how they start: quickly, or as fresh interpreters")
 
-    selector: Literal["mlp", "correlation"] = flag(
-        "mlp", "what chooses windows: a network over both clips, or the input's best match with learned target windows"
+    init: Path | None = flag(
+        None, "checkpoint whose weights to begin with, or `default`: those that the package brings", reads=True
+    )
+    selector: Literal["content", "mlp", "correlation"] = flag(
+        "content",
+        "what chooses windows: tempos and likeness of the two songs, a network over both clips, or the input's best "
+        "match with learned target windows",
     )
     max_strength: ClosedUnitInterval = flag(1.0, "strongest transform of the tonality; 0 switches it off")
 
     dropout: DropoutRate = flag(0.1, "dropout in the agent")
 
     clips_per_song: ClipCount = flag(8, "random clips of every song an epoch")
+    selector_rate: PositiveFloat = flag(0.05, "the selector's learning rate, as a share of --learning-rate")
     weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
     schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
-    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
+    warmup_steps: NonNegativeInt = flag(50, "steps of linear warm-up")
     clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
     precision: Literal["auto", "float32", "bf16", "float64"] = flag(
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
     )
     sync_batchnorm: bool = flag(False, "under torchrun: BatchNorm statistics of the whole batch, not of each process")
-    compile: Literal["auto", "on", "off"] = flag(
-        "auto", "compile agent, losses and their backward pass by TorchInductor; auto does so on CUDA"
+    compile: Literal["auto", "on", "off"] | bool = flag(  # YAML reads on and off as booleans
+        "auto", "auto, on or off: compile agent, losses and backward pass by TorchInductor; auto does so on CUDA"
     )
+    recompute: bool = flag(False, "less memory for more time: the composer's layers are computed again for gradients")
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")
 
     spectral_weight: NonNegativeFloat = flag(1.0, "weight of the spectral loss")
     decode_seconds: Duration = flag(4.0, "seconds of each pattern that the decoded loss looks at in a step")
+    rhythm_from: Song = flag("input", "song whose onsets patterns follow")
+    harmony_from: Song = flag("target", "song whose pitch classes and timbre patterns follow")
+    onset_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of onsets with --rhythm-from's window")
+    harmony_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of chroma with --harmony-from's window")
+    spread_weight: NonNegativeFloat = flag(
+        0.0, "weight of the difference in how much bands move, of patterns and windows"
+    )
+    novelty_after: ClosedUnitInterval = flag(0.0, "share of the run in which --novelty-weight grows from 0")
     matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
     anneal_blur: NonNegativeFloat = flag(
         0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"
@@ -198,7 +214,9 @@ class EncodeConfig(CommandOptions, CodecOptions, CacheOptions):
 class SongPairOptions(CommandOptions, PlaceOptions, WeightsOptions):
     """Two songs, the checkpoint that chooses their windows, and which 24 s of each."""
 
-    checkpoint: Path = flag(text="checkpoint of a training run, or its folder (for its best)", reads=True)
+    checkpoint: Path | None = flag(
+        None, "checkpoint of a training run, or its folder, for its best (default: the package's weights)", reads=True
+    )
 
 
 @dataclass(kw_only=True)

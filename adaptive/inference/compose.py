@@ -11,16 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptive_window.kernels import resample_windows
+
 from ..audio.codec import Codec, load_codec
 from ..audio.files import read_audio, write_audio
 from ..config import ComposeConfig, PlotConfig, SongPairOptions, reads
 from ..device import choose_device
 from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
+from ..model.content_selector import FOUND, ContentSelector
 from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
 from ..storage import outputs, strict_json
 from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
+from ..training.initial import checkpoint_at, described
+from ..training.listening import Listener
+from ..training.measures import measures_warnings, music_measures
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Engine:
     codec: Codec
     clip_frames: int
     random_codec: bool
+    weights: str
+    """Which weights the agent has, in words."""
 
     @property
     def window_seconds(self) -> float:
@@ -63,6 +71,10 @@ class Session:
         return self.engine.random_codec
 
     @property
+    def weights(self) -> str:
+        return self.engine.weights
+
+    @property
     def window_seconds(self) -> float:
         return self.engine.window_seconds
 
@@ -72,29 +84,30 @@ class Session:
 
 
 def open_engine(
-    checkpoint_file: Path, *, weights: Path | None = None, random_codec: bool = False, device: str = "auto"
+    checkpoint_file: Path | None, *, weights: Path | None = None, random_codec: bool = False, device: str = "auto"
 ) -> Engine:
-    """Loads a checkpoint and the codec that it was trained with.
+    """Loads a checkpoint (the package's weights for None) and the codec that it was trained with.
 
     Raises:
         UsageError, CodecUnavailable: each names the file or option at fault.
     """
     where = choose_device(device)
-    checkpoint = load_checkpoint(checkpoint_file)
+    path = checkpoint_at(checkpoint_file)
+    checkpoint = load_checkpoint(path)
     made_with = checkpoint.info["codec"]
     if made_with["random"] and not random_codec:
         raise UsageError(
-            f"{checkpoint_file} was trained on a randomly initialized codec: what it composes is noise. "
+            f"{path} was trained on a randomly initialized codec: what it composes is noise. "
             "Add --random-codec to run it all the same"
         )
     codec = load_codec(made_with["name"], weights=weights, random=made_with["random"], device=str(where))
     if codec.fingerprint != made_with["fingerprint"]:
         raise UsageError(
-            f"{checkpoint_file} was trained with other {codec.name} weights (fingerprint "
+            f"{path} was trained with other {codec.name} weights (fingerprint "
             f"{made_with['fingerprint']}, these have {codec.fingerprint}); name the right ones with --weights"
         )
-    agent = build_agent(checkpoint, checkpoint_file).to(where).eval()
-    return Engine(agent, codec, checkpoint.info["clip_frames"], made_with["random"])
+    agent = build_agent(checkpoint, path).to(where).eval()
+    return Engine(agent, codec, checkpoint.info["clip_frames"], made_with["random"], described(path))
 
 
 def open_session(options: SongPairOptions, engine: Engine | None = None) -> Session:
@@ -144,6 +157,8 @@ class Composition:
     pick: str | int
     picked: int | None
     """The pair heard; None for the mean of all."""
+    heard: dict[str, float]
+    """`measures.MEASURES` of the audio beside its pair's windows; of the mean of all, averaged over the pairs."""
 
 
 def compose_clips(session: Session, pick: str | int) -> Composition:
@@ -152,7 +167,26 @@ def compose_clips(session: Session, pick: str | int) -> Composition:
     with torch.no_grad():
         audio = session.codec.decode(latents)[0].cpu()
     picked = None if metadata["picked"] is None else int(metadata["picked"][0])
-    return Composition(audio, pairs_in_seconds(metadata["all_windows"], session.codec), pick, picked)
+    windows = metadata["all_windows"]
+    heard = measured(session, latents, audio, windows, picked)
+    return Composition(audio, pairs_in_seconds(windows, session.codec), pick, picked, heard)
+
+
+@torch.no_grad()
+def measured(
+    session: Session, latents: Tensor, audio: Tensor, windows: dict[str, Tensor], picked: int | None
+) -> dict[str, float]:
+    """`Composition.heard`: of the decoded audio, so that what the codec loses counts too."""
+    codec, listen = session.codec, Listener(session.codec)
+    pattern = listen(latents) if listen.decodes else codec.encode(audio[None])
+    chosen = slice(None) if picked is None else slice(picked, picked + 1)
+    cuts = [
+        listen(resample_windows(clip, windows[f"start_{name}"][:, chosen], windows[f"ratio_{name}"][:, chosen], frames))
+        for clip, name, frames in ((session.x, "input", latents.shape[-1]), (session.y, "target", latents.shape[-1]))
+    ]
+    pattern = pattern.to(cuts[0].device)[:, None, :, : cuts[0].shape[-1]].expand_as(cuts[0])
+    found = music_measures(pattern, *cuts, listen.classes, listen.slow)
+    return {name: float(value.mean()) for name, value in found.items()}
 
 
 def claim(config: ComposeConfig | PlotConfig, *paths: Path) -> None:
@@ -161,6 +195,7 @@ def claim(config: ComposeConfig | PlotConfig, *paths: Path) -> None:
     outputs.claim(*paths, reads=reads(config), overwrite=config.overwrite, advice=advice)
 
 
+@outputs.acting("compose")
 def compose_file(config: ComposeConfig) -> dict[str, Any]:
     """Writes the pattern as WAV and its windows, in seconds, as JSON beside it; returns what the JSON holds."""
     if config.output.suffix.lower() != ".wav":
@@ -183,6 +218,7 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
         "output": str(config.output),
         "pick": str(composition.pick),
         "picked_pair": composition.picked,
+        "agent": session.weights,
         "codec": session.codec.name,
         "random_codec": session.random_codec,
         "clip_seconds": session.clip_seconds,
@@ -194,6 +230,9 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
         "sample_rate": session.codec.sample_rate,
         "peak": float(audio.abs().max()),
         "rms": float(audio.square().mean().sqrt()),
+        "heard": composition.heard,
+        "warnings": measures_warnings(composition.heard),
+        "tempo": found_tempo(session),
         "pairs": [
             {
                 "start_input_s": pair.start_input,
@@ -211,18 +250,35 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
     return report
 
 
+@torch.no_grad()
+def found_tempo(session: Session) -> dict[str, Any] | None:
+    """How much slower the input is than the target, how well their rhythms fit at that, and whether that is a find.
+
+    None for agents whose selector does not look for a tempo.
+    """
+    selector = session.agent.window_selector
+    if not isinstance(selector, ContentSelector):
+        return None
+    tempo, fit = selector.tempo(session.x, session.y)
+    return {"ratio": float(tempo.exp()), "fit": float(fit), "found": float(fit) > FOUND}
+
+
 def write_report(output: Path, report: dict[str, Any], *, overwrite: bool) -> None:
     """The JSON beside a pattern."""
     outputs.write_text(output.with_suffix(".json"), strict_json.dumps(report, indent=2) + "\n", overwrite=overwrite)
 
 
+@outputs.acting("plot")
 def plot_file(
     config: PlotConfig,
     *,
     sections_input: Sequence[tuple[str, float]] = (),
     sections_target: Sequence[tuple[str, float]] = (),
-) -> None:
-    """Writes the picture of a checkpoint's windows over two songs, with their sections where these are known."""
+) -> str:
+    """Writes the picture of an agent's windows over two songs, with their sections where these are known.
+
+    Returns which weights chose them.
+    """
     if config.output.suffix.lower() not in SUFFIXES:
         raise UsageError(f"-o {config.output}: a picture's name must end in .png, .svg or .pdf")
     claim(config, config.output)
@@ -238,6 +294,7 @@ def plot_file(
         sections_input=sections_input,
         sections_target=sections_target,
     )
+    return session.weights
 
 
 def draw_windows(

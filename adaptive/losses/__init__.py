@@ -7,6 +7,8 @@ harmony      which pitch classes sound
 spectral     patterns against windows, and decoded audio against audio
 """
 
+from .composing import regrooved, spread_matching
+from .harmony import harmony_matching, pitch_classes
 from .matching import matching_loss
 from .regions import ratio_diversity, window_overlap_penalty
 from .rhythm import onset_envelope, rhythm_matching, tempo_matching
@@ -19,13 +21,17 @@ from .spectral import (
 
 __all__ = [
     "envelope_copy_penalty",
+    "harmony_matching",
     "matching_loss",
     "multi_resolution_stft_loss",
     "multi_scale_latent_loss",
     "onset_envelope",
+    "pitch_classes",
     "ratio_diversity",
     "reconstruction_loss",
+    "regrooved",
     "rhythm_matching",
+    "spread_matching",
     "tempo_matching",
     "window_overlap_penalty",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .composer import MAX_FRAMES, CompositionalCreativeAgent, agent_loss, batch_mean, evaluating
+from .content_selector import ContentSelector
 from .correlation_selector import CorrelationSelector
 from .selector import WindowSelector
 from .tonality import TonalityReducer
@@ -35,8 +36,10 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         kernel_size: taps of the tonality transform's depthwise convolution, odd.
         component_dim, composer_heads, composer_layers, composer_dim: as `CompositionalCreativeAgent`.
         dropout: probability everywhere, in training.
-        selector: `"mlp"`, `WindowSelector`, whose keys are the original's; or `"correlation"`, `CorrelationSelector`,
-            which has few parameters, finds the input's windows by comparing, and knows the target's by heart.
+        selector: `"mlp"`, `WindowSelector`, whose keys are the original's; `"correlation"`, `CorrelationSelector`,
+            which has few parameters, finds the input's windows by comparing, and knows the target's by heart; or
+            `"content"`, `ContentSelector`, which takes both streams' windows and ratios from what is played.
+        frame_rate: frames per second, which the content selector alone asks for.
         novelty: of the pairs' losses, "original" or "corrected" (`composer.novelty_terms`).
         backend: of the window kernels: `"auto"`, `"triton"` (CUDA), `"native"` (compiled C, CPU) or `"reference"`.
     """
@@ -56,6 +59,7 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         composer_dim: int = 512,
         dropout: float = 0.1,
         selector: str = "mlp",
+        frame_rate: float = 50.0,
         novelty: str = "original",
         backend: str = "auto",
     ) -> None:
@@ -65,14 +69,18 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             raise ValueError(
                 f"window_frames must be at most {MAX_FRAMES} (the composer's positional encoding), got {window_frames}"
             )
-        if selector not in ("mlp", "correlation"):
-            raise ValueError(f"selector must be 'mlp' or 'correlation', got {selector!r}")
+        if selector not in ("mlp", "correlation", "content"):
+            raise ValueError(f"selector must be 'mlp', 'correlation' or 'content', got {selector!r}")
         self.encoding_dim, self.num_pairs, self.window_frames = encoding_dim, num_pairs, window_frames
         limits = {"max_ratio": max_ratio, "max_strength": max_strength}
-        self.window_selector: WindowSelector | CorrelationSelector
+        self.window_selector: WindowSelector | CorrelationSelector | ContentSelector
         if selector == "mlp":
             self.window_selector = WindowSelector(
                 encoding_dim, num_pairs, window_frames=window_frames, dropout=dropout, **limits
+            )
+        elif selector == "content":
+            self.window_selector = ContentSelector(
+                encoding_dim, num_pairs, window_frames=window_frames, frame_rate=frame_rate, **limits
             )
         else:
             self.window_selector = CorrelationSelector(encoding_dim, num_pairs, window_frames=window_frames, **limits)
@@ -88,6 +96,19 @@ class AdaptiveWindowCreativeAgent(nn.Module):
             novelty=novelty,
         )
         self.training_mean = batch_mean  # training in several processes puts a joint mean here
+
+    @property
+    def recompute(self) -> bool:
+        """Whether the composer's layers keep their inputs alone and are computed again in the backward pass.
+
+        Same values, same dropout, a quarter of the bytes kept; the composer's forward pass is done twice.
+        Off unless set.
+        """
+        return self.creative_agent.composer.composer.recompute
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        self.creative_agent.composer.composer.recompute = on
 
     def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
         """Two clips `[B, C, T]` of one shape, T ≥ W.

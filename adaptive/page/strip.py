@@ -23,6 +23,7 @@ TEMPLATE = """
       <path d="${value.shape}"/></svg>
     <input type="range" class="frame" min="0" max="${value.most}" step="0.05"
       aria-label="Second at which the clip of ${value.label} begins" ${value.most > 0 ? '' : 'disabled'}>
+    <div class="grip"></div>
   </div>
   <p class="place"><output class="where"></output>
     <button type="button" class="hear">Hear it from there</button></p>`}

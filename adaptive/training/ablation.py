@@ -10,13 +10,14 @@ Four variants, each with one part more than the one before:
 Every variant is trained by the ordinary `Trainer` for the same steps on the same clips, once a seed (initialization,
 order and dropout), and judged with its final weights on the same held-out clips by
 
-    skill = 1 − Σ d(pattern, window) / Σ d(constant, window)
+    skill = 1 − Σ d(pattern) / Σ d(constant)
 
-d is training's spectral distance, `window` the pair's own window of the target, `constant` that window's mean over
-time, channel by channel; the sums run over held-out clips and the pairs of each. 1 is a perfect pattern, 0 one that is
-no better than knowing the window's mean spectrum. The plain distance would favour a variant that chooses windows in
-which little happens, and would compare windows of different ones; the quotient takes that out, and a mean over pairs
-favours neither one nor many. A step of P pairs costs about P times as much: steps and clips are equal here, not time.
+d is training's spectral term (`objective`: the distance to what the pattern is asked to be), `constant` the mean over
+time, channel by channel, of the pair's own window of the song that harmony comes from; the sums run over held-out clips
+and the pairs of each. 1 is a perfect pattern, 0 one that is no better than knowing the window's mean spectrum. A plain
+distance would favour a variant that chooses windows in which little happens, and would compare windows of different
+ones; the quotient takes that out, and a mean over pairs favours neither one nor many. A step of P pairs costs about P
+times as much: steps and clips are equal here, not time.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ SMALL: dict[str, Any] = {"component_dim": 16, "composer_heads": 4, "composer_lay
 FILES = (CONFIG, "ablation.csv", "ablation.md", "ablation.png")
 ELSEWHERE = {"data", "out", "cache", "weights", "device", "workers", "seeds"}  # a resumed ablation may differ in these
 HELD_OUT_CLIPS = 4  # of every held-out song
+HEARD = ("fluctuation", "onsets_input", "harmony_target", "copies")
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,13 @@ class Score:
     distance: float
     constant: float
     seconds_per_step: float
+    fluctuation: float = float("nan")  # and the following of `measures`, over the held-out clips
+    onsets_input: float = float("nan")
+    harmony_target: float = float("nan")
+    copies: float = float("nan")
 
 
+@outputs.acting("ablate")
 def run_ablation(config: AblateConfig) -> str:
     """Trains all variants and seeds; writes `ablation.csv`, `.md`, `.png` and `config.yaml`, and returns the table.
 
@@ -144,6 +151,7 @@ def base_config(config: AblateConfig) -> TrainConfig:
     return TrainConfig(**{**values, "data": songs, "examples": 0, "tensorboard": False})
 
 
+@outputs.acting("ablate")
 def run_variant(
     config: AblateConfig,
     base: TrainConfig,
@@ -172,30 +180,32 @@ def run_variant(
     resumed = trainer.logged_until() if changed.resume else None
     log = RunLog(out, to_plain(changed), tensorboard=False, mlflow=False, resumed=resumed)
     try:
-        trainer.run(log)
+        heard = trainer.run(log).heard
     finally:
         log.close()
     for name in (BEST, LAST, PREVIOUS):
         outputs.remove(out / name)
     distance, constant = distances(trainer)
     seconds = float(np.median(trainer.step_seconds))
-    return Score(variant, seed, 1 - distance / constant, distance, constant, seconds)
+    kept = {name: heard[name] for name in HEARD}
+    return Score(variant, seed, 1 - distance / constant, distance, constant, seconds, **kept)
 
 
 @torch.no_grad()
 def distances(trainer: Trainer) -> tuple[float, float]:
-    """Mean spectral distance of patterns, and of constants, to the target's windows over the held-out clips."""
-    agent = trainer.agent.eval()
+    """Mean spectral term of patterns, and of constants, over the held-out clips."""
+    agent, objective = trainer.agent.eval(), trainer.objective
     sums, count = np.zeros(2), 0
     for batch in DataLoader(trainer.held_out, batch_size=trainer.config.batch_size, generator=torch.Generator()):
         x, y = (batch[key].to(trainer.device) for key in ("input", "target"))
-        outputs, _, metadata = agent(x, y)
-        windows = metadata["windows"]
-        patterns = torch.stack(outputs, dim=1).float()  # [B, P, C, W]
-        wanted = resample_windows(y, windows["start_target"], windows["ratio_target"], patterns.shape[-1]).float()
-        constant = wanted.mean(-1, keepdim=True).expand_as(wanted)
-        for k, candidate in enumerate((patterns, constant)):
-            sums[k] += len(x) * float(trainer.objective.spectral(candidate, windows, y, False))
+        outputs, losses, metadata = agent(x, y)
+        windows, song = metadata["windows"], objective.like
+        clip = x if song == "input" else y
+        cut = resample_windows(clip, windows[f"start_{song}"], windows[f"ratio_{song}"], outputs[0].shape[-1]).float()
+        constant = cut.mean(-1, keepdim=True).expand_as(cut)
+        for k, candidate in enumerate((outputs, list(constant.unbind(1)))):
+            _, parts = objective(candidate, losses, windows, x, y, random_stretch=False)
+            sums[k] += len(x) * float(parts["spectral"])
         count += len(x)
     distance, constant_distance = sums / count
     return float(distance), float(constant_distance)
@@ -221,8 +231,10 @@ def write_csv(scores: list[Score], path: Path) -> None:
 def as_table(scores: list[Score]) -> str:
     """Markdown: mean skill ± standard deviation over seeds, what the part added, and in how many seeds it helped."""
     lines = [
-        "| variant | skill | added by the part | seeds in which it helped | distance | of a constant | s/step |",
-        "|---|---|---|---|---|---|---|",
+        "| variant | skill | added by the part | seeds in which it helped | distance | of a constant | s/step "
+        + "".join(f"| {name.replace('_', ' ')} " for name in HEARD)
+        + "|",
+        "|---" * (7 + len(HEARD)) + "|",
     ]
     before: NDArray[np.float64] | None = None
     for variant in VARIANTS:
@@ -240,7 +252,9 @@ def as_table(scores: list[Score]) -> str:
         )
         lines.append(
             f"| {variant} | {skill.mean():.4f} ± {spread(skill):.4f} | {added} | {helped} "
-            f"| {distance:.4f} | {constant:.4f} | {seconds:.2f} |"
+            f"| {distance:.4f} | {constant:.4f} | {seconds:.2f} "
+            + "".join(f"| {np.mean([getattr(row, name) for row in rows]):.2f} " for name in HEARD)
+            + "|"
         )
         before = skill
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..plots import PairWindows, figure_image, save_figure, windows_figure
 from ..storage import outputs
 from .logging import RunLog
-from .report import COLUMNS, Evaluation, WindowReport
+from .report import COLUMNS, Evaluation, report_of
 from .run_state import Run
 
 
@@ -26,6 +26,7 @@ def evaluate(run: Run) -> Evaluation:
     dtype = next(agent.parameters()).dtype
     total, count = 0.0, 0
     parts: dict[str, float] = {}
+    heard: dict[str, float] = {}
     windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     config, generator = run.config, torch.Generator()  # of its own, see BatchLoader
     for batch in DataLoader(run.held_out, batch_size=config.batch_size, generator=generator):
@@ -36,12 +37,16 @@ def evaluate(run: Run) -> Evaluation:
         for name, value in found.items():
             parts[name] = parts.get(name, 0.0) + float(value) * len(x)
         count += len(x)
+        for name, measure in objective.measures(torch.stack(outputs, dim=1), metadata["windows"], x, y).items():
+            heard[name] = heard.get(name, 0.0) + float(measure.mean()) * len(x)
         for name in COLUMNS:
             windows[name].append(metadata["windows"][name].double().cpu().numpy())
     agent.train(was_training)
     values = {name: np.concatenate(columns) for name, columns in windows.items()}
-    report = WindowReport(values, run.codec.frame_rate, config.window_seconds)
-    return Evaluation(run.progress.step, total / count, {name: value / count for name, value in parts.items()}, report)
+    mean = {name: value / count for name, value in parts.items()}
+    report = report_of(values, run.codec.frame_rate, config)
+    heard = {name: value / count for name, value in heard.items()}
+    return Evaluation(run.progress.step, total / count, mean, report, heard)
 
 
 def pairs_in_seconds(windows: dict[str, torch.Tensor], codec: Codec, index: int = 0) -> list[PairWindows]:

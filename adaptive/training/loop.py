@@ -23,15 +23,17 @@ from ..storage import outputs, strict_json
 from . import checkpoint as files
 from . import data_parallel, distributed
 from .evaluation import evaluate, write_examples
+from .initial import begin_with, load_initial, sizes_of
 from .loader import BatchLoader
 from .logging import RunLog
+from .measures import measures_line, measures_warnings
 from .objective import Objective
 from .order import batches_of
 from .report import Evaluation
 from .run_state import Run
 from .signals import StopSignals, Terminated
 from .state import give_state, random_kept, random_kept_on_stop, seed_all, take_state
-from .step import Stepper, StepRecord, problem_of
+from .step import Stepper, StepRecord, parameter_groups, problem_of
 
 T = TypeVar("T")
 
@@ -66,6 +68,7 @@ class Trainer:
         self.stop = stop or StopSignals()
         device = choose_device(config.device)
         seed_all(config.seed)
+        initial = distributed.main_first(lambda: load_initial(config.init)) if config.init is not None else None
         arguments: dict[str, Any] = {
             "encoding_dim": codec.dim,
             "num_pairs": config.num_pairs,
@@ -75,12 +78,15 @@ class Trainer:
             "selector": config.selector,
             "novelty": config.novelty,
             "dropout": config.dropout,
+            **({"frame_rate": codec.frame_rate} if config.selector == "content" else {}),
+            **(sizes_of(initial) if initial is not None else {}),
             **agent_options,
         }
         dtype = torch.float64 if config.precision == "float64" else torch.float32
         agent = AdaptiveWindowCreativeAgent(**arguments).to(device, dtype)
+        agent.recompute = config.recompute
         optimizer = torch.optim.AdamW(
-            agent.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            parameter_groups(agent, config), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         objective = distributed.main_first(lambda: Objective(codec, config))  # it refuses what does not fit
         run = self.state = Run(config, codec, train, held_out, device, arguments, agent, optimizer, objective)
@@ -93,6 +99,8 @@ class Trainer:
         self.last_parts: dict[str, float] = {}
         if not distributed.is_main():  # dropout of its own
             seed_all(distributed.rank_seed(config.seed))
+        if initial is not None and config.init is not None and not config.resume:
+            begin_with(agent, arguments, initial, config.init)
         if config.resume:
             distributed.main_first(lambda: give_state(run, *files.load_last(config.out)))
         # wrapped and compiled after the weights are in place; shares them with self.agent, which is what is saved
@@ -269,9 +277,12 @@ class Trainer:
         mark = ", best" if better else ""
         note(f"epoch {progress.epoch + 1}, step {progress.step}: held-out loss {found.loss:.4f} ({parts}){mark}")
         note(found.windows.table())
-        for warning in found.windows.warnings():
+        note(f"  {found.windows.summary()}")
+        note(f"  patterns: {measures_line(found.heard)}")
+        for warning in (*found.windows.warnings(), *measures_warnings(found.heard)):
             note(f"  {warning}")
         held_out = {f"held_out/{key}": value for key, value in found.parts.items()}
+        held_out |= {f"heard/{key}": value for key, value in found.heard.items()}
         log.scalars(progress.step, {"held_out/loss": found.loss, **held_out, **found.windows.scalars()})
         if self.config.examples:
             self._on_main(lambda: write_examples(self.state, log))
@@ -313,6 +324,7 @@ def write_summary(trainer: Trainer, final: Evaluation, path: Path) -> dict[str, 
         "codec": trainer.codec.name,
         "random_codec": trainer.codec.random,
         "windows": final.windows.scalars(),
+        "heard": final.heard,
     }
     outputs.write_text(path, strict_json.dumps(summary, indent=2) + "\n")
     return summary

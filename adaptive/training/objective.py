@@ -2,8 +2,10 @@
 
     loss = Σ weight · term        over the rows of `TERMS` whose weight is not 0; some are always told
 
-`spectral` compares every composed pattern with its pair's own window of the *target*, resampled but untransformed, at
-its present place. That window is taken as data: its position is not trained through this term, because the nearest
+`spectral` compares every composed pattern with its pair's own window of the song that harmony comes from (the target,
+unless told otherwise), resampled but untransformed, at its present place; where rhythm comes from the other song, with
+that window in the other's rhythm (`losses.composing`), on what is heard. `onsets` and `harmony` compare onset envelopes
+and pitch classes alone. That window is taken as data: its place is not trained through this term, because the nearest
 way to a small distance would be a silent or monotonous place in the target. Windows learn through the pattern, which is
 made from them. `reconstruction` is the same comparison with the window live, for those who want it to move.
 
@@ -28,15 +30,20 @@ from adaptive_window.kernels import resample_windows
 from .. import losses
 from ..config import TrainConfig
 from ..errors import UsageError
+from ..losses.composing import regrooved
 from ..losses.rhythm import LAGS_SECONDS, annealed_rhythm_blur
 from ..losses.scale_space import annealed_sigma
 from ..losses.signals import wide
+from .listening import Listener
+from .measures import music_measures
 
 
 class Decoder(Protocol):
     """What the decoded loss needs of a codec."""
 
     differentiable: bool
+    sample_rate: int
+    dim: int
 
     @property
     def frame_rate(self) -> float: ...
@@ -58,6 +65,12 @@ def blur_at(config: TrainConfig, step: int | None) -> float:
 def rhythm_blur_at(config: TrainConfig, step: int | None) -> float:
     """The blur of log lag at which rhythm is compared, likewise: falls by equal factors until `anneal_until`."""
     return annealed_rhythm_blur(1.0 if step is None else step / _annealing_steps(config))
+
+
+def novelty_share_at(config: TrainConfig, step: int | None) -> float:
+    """Share of the novelty's weight in a step: a pattern has to sound like something before it is asked to be new."""
+    steps = config.novelty_after * config.max_steps
+    return 1.0 if step is None or steps <= 0 else min(1.0, step / steps)
 
 
 def _annealing_steps(config: TrainConfig) -> int:
@@ -89,6 +102,9 @@ class Step:
     def cut_target(self) -> Tensor:
         return self._cut(self.y, "target")
 
+    def cut(self, song: str) -> Tensor:
+        return self.cut_input if song == "input" else self.cut_target
+
     def _cut(self, clip: Tensor, name: str) -> Tensor:
         """The pairs' windows of a clip, untransformed and live: `[B, P, C, W]`."""
         if name not in self.cuts:  # no `cached_property`: its lock cannot be compiled before Python 3.12
@@ -101,13 +117,14 @@ class Step:
 class Term:
     """One row: `weight(config)` times `compute(objective, step)`, a 0-dim tensor, is added to the loss.
 
-    `always`: computed and told also where its weight is 0.
+    `always`: computed and told also where its weight is 0. `late`: its weight grows with `novelty_share_at`.
     """
 
     name: str
     weight: Callable[[TrainConfig], float]
     compute: Callable[[Objective, Step], Tensor]
     always: bool = False
+    late: bool = False
 
 
 class Objective:
@@ -125,6 +142,7 @@ class Objective:
                 f"{1 + reach:g}, above --max-ratio {config.max_ratio:g}: all would end at the range's ends"
             )
         self.decode_frames = max(1, codec.frames(config.decode_seconds))
+        self.listen = Listener(codec)
         self.terms = [(term, term.weight(config)) for term in TERMS if term.always or term.weight(config)]
 
     def __call__(
@@ -141,7 +159,9 @@ class Objective:
         """`step`: steps taken before, for what is annealed; None for the end of the run (`blur_at`)."""
         given = Step(wide(torch.stack(outputs, dim=1)), losses, windows, x, y, random_stretch, step)
         parts = {term.name: term.compute(self, given) for term, _ in self.terms}
-        return torch.stack([weight * parts[term.name] for term, weight in self.terms]).sum(), parts
+        late = novelty_share_at(self.config, step)
+        weighted = [(late if term.late else 1.0) * weight * parts[term.name] for term, weight in self.terms]
+        return torch.stack(weighted).sum(), parts
 
     def why_not_traced(self) -> str | None:
         """Why the losses are not one and the same computation in every step, None where they are."""
@@ -150,8 +170,11 @@ class Objective:
             return "--anneal-blur blurs less from step to step"
         if config.rhythm_weight:
             return "rhythm is blurred less from step to step"
+        if config.novelty_after and config.novelty_weight:
+            return "the novelty's weight grows from step to step"
         decoded = config.spectral == "decoded" or config.envelope_copy_weight
-        if self.codec.differentiable and decoded:
+        listens = config.rhythm_from != "none" or config.harmony_from != "none" or config.spread_weight
+        if self.codec.differentiable and (decoded or listens):
             return "each step decodes another stretch of the patterns"
         return None
 
@@ -160,7 +183,42 @@ class Objective:
         shortest, longest = (seconds * self.codec.frame_rate for seconds in LAGS_SECONDS)
         return max(1.0, shortest), min(longest, window / 4)
 
+    @torch.no_grad()
+    def measures(self, patterns: Tensor, windows: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """`measures.MEASURES` of every pattern, `[B, P]` each; of codecs that decode, on `decode_seconds` of it."""
+        part = self.stretch(patterns.shape[-1], False) if self.listen.decodes else slice(None)
+        cuts = [
+            resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], patterns.shape[-1])
+            for clip, name in ((x, "input"), (y, "target"))
+        ]
+        pattern, cut_input, cut_target = (self.listen(wide(z)[..., part]) for z in (patterns, *cuts))
+        return music_measures(pattern, cut_input, cut_target, self.listen.classes, self.listen.slow)
+
+    @torch.no_grad()
+    def reference(self, windows: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """What `spectral` asks patterns to be, as latents `[B, P, C, W]`; for codecs whose latents are a spectrum."""
+        window = self.codec.frames(self.config.window_seconds)
+        cuts = {
+            name: wide(resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], window))
+            for clip, name in ((x, "input"), (y, "target"))
+        }
+        if not self.regrooves:
+            return cuts[self.like]
+        return regrooved(cuts[self.config.harmony_from], cuts[self.config.rhythm_from], self.listen.slow)
+
+    @property
+    def regrooves(self) -> bool:
+        """Whether a pattern is asked for one song's harmony in the other's rhythm."""
+        songs = {self.config.harmony_from, self.config.rhythm_from}
+        return songs == {"input", "target"}
+
+    @property
+    def like(self) -> str:
+        """The song whose windows patterns are compared with as a whole: that of the harmony, else of the rhythm."""
+        return next((s for s in (self.config.harmony_from, self.config.rhythm_from) if s != "none"), "target")
+
     def spectral(self, patterns: Tensor, windows: dict[str, Tensor], y: Tensor, random_stretch: bool) -> Tensor:
+        """Distance of patterns to the windows that `windows` cuts from the clip y as its target's."""
         with torch.no_grad():
             start, ratio = windows["start_target"], windows["ratio_target"]
             wanted = wide(resample_windows(y, start, ratio, patterns.shape[-1]))  # [B, P, C, W]
@@ -192,11 +250,60 @@ class Objective:
 
 
 def _spectral(objective: Objective, step: Step) -> Tensor:
-    return objective.spectral(step.patterns, step.windows, step.y, step.random_stretch)
+    if objective.regrooves:
+        pattern, wanted = _regrooved(objective, step)
+        return losses.multi_scale_latent_loss(pattern, wanted, _scales(pattern.shape[-1]))
+    if objective.like == "target":
+        return objective.spectral(step.patterns, step.windows, step.y, step.random_stretch)
+    swapped = {name: step.windows[name.replace("target", "input")] for name in ("start_target", "ratio_target")}
+    return objective.spectral(step.patterns, swapped, step.x, step.random_stretch)
+
+
+def _scales(frames: int) -> tuple[int, ...]:
+    return tuple(scale for scale in (1, 2, 4, 8, 16) if scale <= frames)
+
+
+def _regrooved(objective: Objective, step: Step) -> tuple[Tensor, Tensor]:
+    """What is heard of the pattern, and the harmony's windows in the rhythm of the other's, as data."""
+    part = slice(None)
+    if objective.listen.decodes:
+        part = objective.stretch(step.window, step.random_stretch)
+    pattern = objective.listen(step.patterns[..., part])
+    with torch.no_grad():
+        harmony, rhythm = (
+            objective.listen(step.cut(song)[..., part])
+            for song in (objective.config.harmony_from, objective.config.rhythm_from)
+        )
+        return pattern, regrooved(harmony, rhythm, objective.listen.slow)
+
+
+def _beside(objective: Objective, step: Step, song: str) -> tuple[Tensor, Tensor]:
+    """What is heard of the patterns, and of their windows of a song, which are data: `[B, P, bands, frames]` each."""
+    part = slice(None)
+    if objective.listen.decodes:
+        part = objective.stretch(step.window, step.random_stretch)
+    with torch.no_grad():
+        wanted = objective.listen(step.cut(song)[..., part])
+    return objective.listen(step.patterns[..., part]), wanted
+
+
+def _onsets(objective: Objective, step: Step) -> Tensor:
+    return losses.rhythm_matching(*_beside(objective, step, objective.config.rhythm_from))
+
+
+def _harmony(objective: Objective, step: Step) -> Tensor:
+    pattern, wanted = _beside(objective, step, objective.config.harmony_from)
+    return losses.harmony_matching(pattern, wanted, objective.listen.classes, objective.listen.slow)
 
 
 def _novelty(_: Objective, step: Step) -> Tensor:
     return torch.mean(torch.stack(step.losses))
+
+
+def _spread(objective: Objective, step: Step) -> Tensor:
+    if objective.regrooves:
+        return losses.spread_matching(*_regrooved(objective, step))
+    return losses.spread_matching(*_beside(objective, step, objective.like))
 
 
 def _matching(objective: Objective, step: Step) -> Tensor:
@@ -236,7 +343,10 @@ def _envelope_copy(objective: Objective, step: Step) -> Tensor:
 
 TERMS = (
     Term("spectral", lambda config: config.spectral_weight, _spectral, always=True),
-    Term("novelty", lambda config: config.novelty_weight, _novelty, always=True),
+    Term("novelty", lambda config: config.novelty_weight, _novelty, always=True, late=True),
+    Term("onsets", lambda config: config.onset_weight * (config.rhythm_from != "none"), _onsets),
+    Term("harmony", lambda config: config.harmony_weight * (config.harmony_from != "none"), _harmony),
+    Term("spread", lambda config: config.spread_weight, _spread),
     Term("matching", lambda config: config.matching_weight, _matching),
     Term("reconstruction", lambda config: config.reconstruction_weight, _reconstruction),
     Term("overlap", lambda config: config.overlap_weight, _overlap),

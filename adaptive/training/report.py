@@ -1,11 +1,16 @@
-"""What the windows did over the held-out set: the epoch's table, and the three things practice warns of."""
+"""What the windows did over the held-out set: the epoch's table, and the things that practice warns of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..config import TrainConfig
+
+NEAR_SECONDS = 1.0  # pairs whose windows start nearer than that look at one place
+AT_BOUND = 0.02  # share of its range within which a parameter is at its end
 
 COLUMNS = ("start_input", "ratio_input", "start_target", "ratio_target", "strength")
 
@@ -20,6 +25,65 @@ class WindowReport:
     values: dict[str, NDArray[np.float64]]
     frame_rate: float
     window_seconds: float
+    clip_seconds: float | None = None
+    max_ratio: float = 1.5
+    max_strength: float = 1.0
+
+    @property
+    def songs(self) -> int:
+        return len(self.values["strength"])
+
+    @property
+    def pairs(self) -> int:
+        return int(self.values["strength"].shape[1])
+
+    def near_share(self) -> float:
+        """Share of couples of pairs, over songs and both streams, whose windows start within a second; 0 for one."""
+        distances = self._distances()
+        return float((distances < NEAR_SECONDS).mean()) if distances.size else 0.0
+
+    def pair_distance(self) -> float:
+        """Mean distance of two pairs' starts in seconds, over couples, songs and both streams; 0 for one pair."""
+        distances = self._distances()
+        return float(distances.mean()) if distances.size else 0.0
+
+    def _distances(self) -> NDArray[np.float64]:
+        first, second = np.triu_indices(self.pairs, 1)
+        starts = [self._scaled(f"start_{stream}") for stream in ("input", "target")]
+        return np.abs(np.stack([s[:, first] - s[:, second] for s in starts]))
+
+    def song_spread(self) -> float:
+        """Standard deviation of a pair's start over songs in seconds, the mean over pairs and both streams."""
+        return float(np.mean([self.spread(f"start_{stream}") for stream in ("input", "target")]))
+
+    def at_bounds(self) -> float:
+        """Share of starts, ratios and strengths within 2 % of an end of what they can be.
+
+        Ranges that leave no choice do not count, nor do starts where the clip's length is not known.
+        """
+        shares: list[NDArray[np.float64]] = []
+        ratio_range = self.max_ratio - 1
+        if self.clip_seconds is not None:
+            ratio_range = min(ratio_range, self.clip_seconds / self.window_seconds - 1)
+            for stream in ("input", "target"):
+                room = self.clip_seconds - self.values[f"ratio_{stream}"] * self.window_seconds
+                free = room > 1e-6
+                shares.append(self._scaled(f"start_{stream}")[free] / room[free])
+        if ratio_range > 0:
+            shares += [(self.values[f"ratio_{stream}"] - 1).ravel() / ratio_range for stream in ("input", "target")]
+        if self.max_strength > 0:
+            shares.append(self.values["strength"].ravel() / self.max_strength)
+        if not shares:
+            return 0.0
+        share = np.concatenate(shares)
+        return float((np.minimum(share, 1 - share) < AT_BOUND).mean())
+
+    def summary(self) -> str:
+        """One line for the epoch's table."""
+        return (
+            f"starts: {self.pair_distance():.2f} s between pairs ({self.near_share():.0%} within 1 s), "
+            f"{self.song_spread():.2f} s spread over songs; {self.at_bounds():.0%} of parameters at a bound"
+        )
 
     def mean(self, name: str) -> NDArray[np.float64]:
         return self._scaled(name).mean(axis=0)
@@ -52,6 +116,10 @@ class WindowReport:
             for pair, (mean, spread) in enumerate(zip(self.mean(name), self.spread(name), strict=True)):
                 found[f"windows/pair{pair}/{name}{unit}"] = float(mean)
                 found[f"windows/pair{pair}/{name}{unit}_spread"] = float(spread)
+        found["windows/pair_distance_s"] = self.pair_distance()
+        found["windows/within_1s"] = self.near_share()
+        found["windows/song_spread_s"] = self.song_spread()
+        found["windows/at_bounds"] = self.at_bounds()
         return found
 
     def warnings(self) -> list[str]:
@@ -72,6 +140,15 @@ class WindowReport:
         strength = self.values["strength"]
         if np.minimum(strength, 1 - strength).max() < 0.05:
             found.append("note: every tonality strength is near 0 or 1; this is normal, the transform is on or off")
+        room = None if self.clip_seconds is None else self.clip_seconds - self.window_seconds
+        if not same and self.pairs > 1 and (room is None or room > 2 * NEAR_SECONDS) and self.near_share() > 0.5:
+            found.append(
+                f"warning: all pairs on one place: {self.near_share():.0%} of them start within 1 s of each other; "
+                "--selector content keeps them apart"
+            )
+        ends = self.at_bounds()
+        if ends > 0.25:
+            found.append(f"warning: windows at the ends of their range: {ends:.0%} of starts, ratios and strengths")
         return found
 
     def _all_pairs_alike(self, stream: str) -> bool:
@@ -92,9 +169,17 @@ class WindowReport:
 
 @dataclass
 class Evaluation:
-    """Mean loss and its parts over the held-out set, and the windows chosen there."""
+    """Mean loss and its parts over the held-out set, the windows chosen there, and what is heard (`measures`)."""
 
     step: int
     loss: float
     parts: dict[str, float]
     windows: WindowReport
+    heard: dict[str, float] = field(default_factory=dict)
+
+
+def report_of(values: dict[str, NDArray[np.float64]], frame_rate: float, config: TrainConfig) -> WindowReport:
+    """The report of a run's windows, by its lengths and ranges."""
+    return WindowReport(
+        values, frame_rate, config.window_seconds, config.clip_seconds, config.max_ratio, config.max_strength
+    )

@@ -19,7 +19,7 @@ from ..console import note
 from ..model.agent import AdaptiveWindowCreativeAgent
 from . import distributed
 from .checkpoint import Checkpoint, CheckpointError, load_weights
-from .report import COLUMNS, Evaluation, WindowReport
+from .report import COLUMNS, Evaluation, report_of
 from .run_state import Progress, Run
 
 
@@ -47,7 +47,7 @@ def take_state(run: Run) -> Checkpoint:
             "data_order": data_order(run),
             "progress": vars(run.progress),  # no loss yet is an infinite one, which JSON has not: null
             "mode": run.mode,
-            "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts} for e in evaluations],
+            "evaluations": [{"step": e.step, "loss": e.loss, "parts": e.parts, "heard": e.heard} for e in evaluations],
         },
     )
 
@@ -211,9 +211,9 @@ def _windows_of(evaluation: Evaluation) -> Tensor:
 
 def _evaluation_of(found: dict[str, Any], windows: Tensor, run: Run) -> Evaluation:
     values = {name: column.numpy().copy() for name, column in zip(COLUMNS, windows, strict=True)}
-    report = WindowReport(values, run.codec.frame_rate, run.config.window_seconds)
-    parts = {name: _number(value) for name, value in found["parts"].items()}
-    return Evaluation(found["step"], _number(found["loss"]), parts, report)
+    report = report_of(values, run.codec.frame_rate, run.config)
+    parts, heard = ({name: _number(value) for name, value in found.get(key, {}).items()} for key in ("parts", "heard"))
+    return Evaluation(found["step"], _number(found["loss"]), parts, report, heard)
 
 
 def _number(value: float | None) -> float:

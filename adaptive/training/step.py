@@ -36,6 +36,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def parameter_groups(agent: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """The selector's parameters, at `selector_rate` of the learning rate, and the others."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in agent.named_parameters():
+        groups[name.startswith("window_selector.")].append(parameter)
+    shares = {False: 1.0, True: config.selector_rate}
+    return [{"params": found, "share": shares[kind]} for kind, found in groups.items() if found]
+
+
 @dataclass
 class StepRecord:
     """What is known of a step: at once its number, and once the device is through with it, its figures."""
@@ -126,7 +135,7 @@ class Stepper:
         began = time.perf_counter()
         rate = learning_rate(self.config, taken)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         self.agent.train()
         before = self._statistics.kept()
         dtype = next(self.agent.parameters()).dtype

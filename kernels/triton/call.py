@@ -93,6 +93,11 @@ class Call:
         return self.prepared.bias.dtype
 
     @property
+    def passed(self) -> torch.dtype:
+        """Of gradients on their way through memory, dz and dy: bfloat16 for such a signal, as PyTorch passes them."""
+        return torch.bfloat16 if self.precision == "bf16" else self.compute
+
+    @property
     def taps(self) -> int:
         return self.prepared.depthwise.shape[0]
 

@@ -230,7 +230,7 @@ def product_gradients(
     block_t = config.constants["BLOCK_T"]
     tiles = batch * pairs * triton.cdiv(window, block_t)
     programs = min(tiles, call.target.processors * config.per_processor)
-    out = call.scratch(*call.shape) if dz else None
+    out = call.scratch(*call.shape, dtype=call.passed) if dz else None
     partial = call.scratch(programs, channels, channels) if weight else None
     arguments = {
         "z_ptr": z.hi,

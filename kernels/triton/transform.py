@@ -56,8 +56,8 @@ Nothing is computed that nobody needs. Launches:
 (`product` counts twice where dz and the weight's gradient are computed separately: sm_80 and float64.)
 
 Scratch: z, du, dz and dy, each [B, P, C, W] in the compute dtype; 39.3 MB each at B = 32, P = 3, C = 128, W = 800 in
-float32. z and du are stored as the tensor cores take them: half as large for a bfloat16 signal. Partial sums take
-[programs, C, C] and less.
+float32. z and du are stored as the tensor cores take them, dz and dy as PyTorch would pass them on: half as large for a
+bfloat16 signal. Partial sums take [programs, C, C] and less.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import compute_dtype
 from ..weights import Weights
 from . import depthwise, finish, fused, pointwise, wide, windows
 from .call import Call, Normed, Windowed
@@ -146,11 +145,11 @@ def backward(
     if grad_out.numel() == 0:
         inputs = (*inputs, strength, *weights)
         return tuple(finish.zeros(v) if need else None for v, need in zip(inputs, needs, strict=True))
-    if clips:  # between the passes over windows and the one over clips dy keeps its precision
-        wanted = Needs(compute_dtype(source.tensor.dtype) if needs[0] else None, *needs[1:])
+    call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, prepared=memory is not None)
+    if clips:
+        wanted = Needs(call.passed if needs[0] else None, *needs[1:])
     else:
         wanted = Needs(source.tensor.dtype if needs[0] else None, False, False, *needs[1:])
-    call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, prepared=memory is not None)
     dy, by_place, rest = _chain(call, grad_out, weights, wanted)
     if not clips:
         return dy, *rest

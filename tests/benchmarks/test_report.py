@@ -164,9 +164,17 @@ class TestGpuRun:
         code, summary = self.run(tmp_path, "never")
         assert code == 0
         names = [line.split(":")[0] for line in summary]
-        assert names[:5] == ["install", "environment", "smoke", "tests", "ops"]
-        assert {"compiled", "step", "attention", "ncu", "memcheck", "scaling", "racecheck"} <= set(names)
+        assert names[:5] == ["install", "environment", "compile", "tests", "ops"]
+        slow = {"compiled", "step", "attention", "ncu", "memcheck", "scaling", "racecheck"}
+        assert {"kernels", "host", "tune"} | slow <= set(names)
         assert names[-1] == "total"
+
+    def test_the_useful_half(self, tmp_path: Path) -> None:
+        """Named by its seconds; what is left out is no failure."""
+        code, summary = self.run(tmp_path, "never", BUDGET="240")
+        assert code == 0
+        wanted = ["install", "environment", "compile", "tests", "ops", "kernels", "host", "tune", "total"]
+        assert [line.split(":")[0] for line in summary] == wanted
 
     def test_a_failing_part_stops_nothing_else(self, tmp_path: Path) -> None:
         code, summary = self.run(tmp_path, '*"-m pytest"*')

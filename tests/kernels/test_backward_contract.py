@@ -57,17 +57,26 @@ SUBSETS = [(name,) for name in NAMES] + [
 
 @pytest.mark.parametrize("channels", [5, 130])
 def test_only_what_is_needed(channels: int, device: torch.device) -> None:
-    """Any subset of gradients: None for the rest, and the very bits of a full backward for those."""
+    """Any subset of gradients: None for the rest, and for those what a full backward gives.
+
+    In the interpreter to the bit. On a GPU every subset is a kernel compiled for itself, whose multiplications and
+    additions the compiler may fuse otherwise: equal but for rounding, and the same bits at every run.
+    """
     values, grad_out = setup(channels, clips=1)
     values, grad_out = [v.to(device) for v in values], grad_out.to(device)
     full = backward(values, grad_out)
     for subset in SUBSETS if channels == 5 else SUBSETS[11:12]:
         got = backward(values, grad_out, needs_of(*subset))
+        again = backward(values, grad_out, needs_of(*subset)) if device.type != "cpu" else got
+        assert all(a is b or torch.equal(a, b) for a, b in zip(got, again, strict=True)), subset
         for name, g, f in zip(NAMES, got, full, strict=True):
             if name in subset:
                 assert g is not None
                 assert f is not None
-                assert torch.equal(g, f), (subset, name)
+                if device.type == "cpu":
+                    assert torch.equal(g, f), (subset, name)
+                else:
+                    assert float((g - f).abs().max()) <= 1e-12 * float(f.abs().max()), (subset, name)
             else:
                 assert g is None, (subset, name)
 

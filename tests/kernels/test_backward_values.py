@@ -12,7 +12,11 @@ from window_cases import EPS, GEOMETRY, NAMES, arguments
 from adaptive_window.kernels import reference
 
 pytest.importorskip("triton")
+from interpreter_bf16 import corrected_arithmetic
 from triton_calls import tonality_blend_backward, windowed_tonality_backward  # needs triton
+
+from adaptive_window.kernels.triton.configurations import Target
+from adaptive_window.kernels.triton.launch import record_launches, use_target
 
 EVERYTHING = (True,) * 10
 
@@ -129,3 +133,30 @@ def test_float32_is_as_good_as_pytorch(
             # where PyTorch happens to round hardly at all (sums of a few numbers), one rounding is allowed
             allowed = 2 * float((t - w).norm()) + 2.0**-24 * float(w.norm())
             assert float((g - w).norm()) <= allowed, name
+
+
+def test_bfloat16_is_as_good_as_pytorch(device: torch.device) -> None:
+    """With gradients in bfloat16 between the kernels, as PyTorch has them between its operations.
+
+    start and ratio, which are never computed in 16 bits, are given in float32.
+    """
+    window = 41
+    values = [v.float() for v in arguments(97, (3.3137, 20.2183), (1.0178, 1.3217), 16, 7)]
+    values = [v.to(device) if n in (1, 2) else v.to(torch.bfloat16).to(device) for n, v in enumerate(values)]
+    grad_out = random_grad(values, window)
+    wanted = truth(values, grad_out, window)
+    leaves = [v.clone().requires_grad_() for v in values]
+    theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS), leaves, grad_out)
+    with record_launches() as launches:
+        if device.type == "cpu":
+            with use_target(Target(90, 2, "bf16")), corrected_arithmetic():
+                got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
+        else:
+            got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
+    passed = {name: one.arguments[name] for one in launches for name in ("dz_ptr", "dy_ptr") if name in one.arguments}
+    assert {value.dtype for value in passed.values()} == {torch.bfloat16}
+    for name, g, t, w in zip(NAMES, got, theirs, wanted, strict=True):
+        assert g is not None
+        # a product's operand, dz and dy or the result are rounded; PyTorch's own error, should that be larger
+        allowed = max(2 * float((t - w).norm()), 3 * 2.0**-9 * float(w.norm()))
+        assert float((g.double() - w).norm()) <= allowed, name

@@ -191,9 +191,9 @@ class TestRefusals:
         got = torch.func.grad(lambda v: auto(v, *rest).sin().sum())(first)
         torch.testing.assert_close(got, torch.func.grad(lambda v: wanted(v, *rest).sin().sum())(first))
 
-    def test_too_many_frames(self) -> None:
-        x = torch.zeros(1, 1, 1).expand(1, 1, 2**24)
-        place = torch.ones(1, 1)
+    def test_too_many_frames(self, device: torch.device) -> None:
+        x = torch.zeros(1, 1, 1, device=device).expand(1, 1, 2**24)
+        place = torch.ones(1, 1, device=device)
         with pytest.raises(ValueError, match=r"x must have fewer than 2²⁴ frames.*\[1, 1, 16777216\]"):
             resample_windows(x, place, place, 4, backend="triton")
         with pytest.raises(ValueError, match=r"window must be less than 2²⁴ frames.*16777216"):
@@ -207,16 +207,17 @@ def test_as_many_channels_as_there_may_be(device: torch.device) -> None:
     wanted = windowed_tonality(*given, 3, backend="reference")
     torch.testing.assert_close(windowed_tonality(*given, 3, backend="triton"), wanted, rtol=1e-10, atol=1e-10)
     c = 1025
-    weights = [torch.zeros(s) for s in ((c, 1, 1), (c,), (c, c, 1), (c,), (c,), (c,))]
-    place = torch.ones(1, 1)
+    weights = [torch.zeros(s, device=device) for s in ((c, 1, 1), (c,), (c, c, 1), (c,), (c,), (c,))]
+    place = torch.ones(1, 1, device=device)
+    clip = torch.zeros(1, c, 4, device=device)
     said = r"must have at most 1024 channels for backend='triton', got C = 1025 in shape .*backend='reference'"
     with pytest.raises(ValueError, match="x " + said):
-        resample_windows(torch.zeros(1, c, 4), place, place, 4, backend="triton")
+        resample_windows(clip, place, place, 4, backend="triton")
     with pytest.raises(ValueError, match="x " + said):
-        windowed_tonality(torch.zeros(1, c, 4), place, place, place, *weights, 4, backend="triton")
+        windowed_tonality(clip, place, place, place, *weights, 4, backend="triton")
     with pytest.raises(ValueError, match="y " + said):
-        tonality_blend(torch.zeros(1, 1, c, 4), place, *weights, backend="triton")
-    assert resample_windows(torch.zeros(1, c, 4), place, place, 4, backend="reference").shape == (1, 1, c, 4)
+        tonality_blend(clip[None], place, *weights, backend="triton")
+    assert resample_windows(clip, place, place, 4, backend="reference").shape == (1, 1, c, 4)
 
 
 def test_nan_windows_have_the_specifications_gradients(device: torch.device) -> None:

@@ -85,7 +85,12 @@ def test_no_strength_is_no_change(channels: int, device: torch.device) -> None:
     # short binary fractions: positions are exact, wherever a tile begins
     values = [v.float().to(device) for v in arguments(60, (3.25, 7.5), (1.125, 1.25), channels, 7)]
     values[3] = torch.zeros_like(values[3])
-    assert torch.equal(triton(*values, window=19), resample_windows(*values[:3], 19, backend="triton"))
+    got, wanted = triton(*values, window=19), resample_windows(*values[:3], 19, backend="triton")
+    if device.type == "cpu":
+        assert torch.equal(got, wanted)
+    else:  # two kernels: the compiler may fuse another of the two products of an interpolation with its sum
+        step = torch.finfo(torch.float32).eps * float(values[0].abs().max())
+        assert float((got - wanted).abs().max()) <= 2 * step
 
 
 @pytest.mark.parametrize("frames", [97, 200_000])
@@ -191,11 +196,11 @@ class TestPrecisions:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype: torch.dtype) -> None:
+def test_autocast(dtype: torch.dtype, device: torch.device) -> None:
     """float32 signals and weights are cast as a convolution's are; start and ratio keep float32; so do gradients."""
-    values = [v.float() for v in arguments(60, (33.3137, 7.7219), (1.1172, 1.3172), 5, 7)]
+    values = [v.float().to(device) for v in arguments(60, (33.3137, 7.7219), (1.1172, 1.3172), 5, 7)]
     leaves = [v.clone().requires_grad_() for v in values]
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(device.type, dtype=dtype):
         with record_launches() as launches:
             out = triton(*leaves, window=19)
         explicit = triton(*(v if n in (1, 2) else v.to(dtype) for n, v in enumerate(values)), window=19)
@@ -205,7 +210,7 @@ def test_autocast(dtype: torch.dtype) -> None:
     grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
     assert all(g.dtype == torch.float32 for g in grads)
     wide = [v.double() for v in values]
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(device.type, dtype=dtype):
         got = triton(*wide, window=19)
     assert torch.equal(got, triton(*wide, window=19))  # float64 is left alone, as PyTorch's autocast leaves it
 
@@ -220,7 +225,12 @@ def test_absurd_windows(dtype: torch.dtype, device: torch.device) -> None:
     absent = values[1].isnan() | values[2].isnan()
     assert got[absent].isnan().all()
     assert not got[~absent].isnan().any()
-    assert_close(got[~absent], wanted[~absent], 1e-10 if dtype == torch.float64 else 1e-5)
+    if dtype == torch.float64 or device.type == "cpu":
+        assert_close(got[~absent], wanted[~absent], 1e-10 if dtype == torch.float64 else 1e-5)
+    else:  # three bfloat16 products: 3·2⁻¹⁸ of the norms, beside float32's own error
+        theirs = reference.windowed_tonality(*values, 21, EPS)
+        near, far = ((v - wanted)[~absent].norm() for v in (got, theirs))
+        assert float(near) <= 2 * float(far) + 3 * 2.0**-18 * float(wanted[~absent].norm())
 
 
 SUBSETS = [(1, 2), (0, 3, 8), tuple(range(10))]

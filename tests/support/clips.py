@@ -89,6 +89,11 @@ def small_config(out: Path, **changes: Any) -> TrainConfig:
         "batch_size": 2,
         "spectral": "latent",
         "schedule": "constant",
+        "warmup_steps": 0,
+        "selector": "mlp",
+        "rhythm_from": "none",  # the objective of the original alone, unless a test asks for more
+        "harmony_from": "none",
+        "novelty_after": 0.0,
         "examples": 0,
         "tensorboard": False,
         "device": "cpu",

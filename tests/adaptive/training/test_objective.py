@@ -142,3 +142,65 @@ def test_envelope_copy_counts_by_its_weight_and_reaches_the_patterns(tmp_path, p
     assert outputs[0].grad.abs().max() > 0
     for name, value in problem[2].items():
         assert name == "strength" or value.grad.abs().max() > 0
+
+
+def test_terms_are_a_table_of_names():
+    from adaptive_window.training.objective import TERMS
+
+    names = [term.name for term in TERMS]
+    assert len(set(names)) == len(names)
+    assert {"spectral", "novelty", "onsets", "harmony", "overlap"} <= set(names)
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+@pytest.mark.parametrize(("rhythm", "harmony"), [("input", "target"), ("target", "input"), ("none", "target")])
+def test_composing_terms_are_in_the_sum_and_reach_patterns_alone(tmp_path, problem, differentiable, rhythm, harmony):
+    measure = objective(
+        tmp_path, ConvolutionCodec(differentiable), rhythm_from=rhythm, harmony_from=harmony, onset_weight=0.7
+    )
+    loss, parts = measure(*problem)
+    wanted = parts["spectral"] + 0.1 * parts["novelty"] + 0.5 * parts["harmony"]
+    if rhythm != "none":
+        wanted = wanted + 0.7 * parts["onsets"]
+    assert ("onsets" in parts) == (rhythm != "none")
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    loss.backward()
+    for output in problem[0]:
+        assert output.grad.abs().amax(dim=(1, 2)).min() > 0
+    assert all(value.grad is None for value in problem[2].values())
+
+
+def test_regrooved_windows_are_the_optimum(tmp_path, problem):
+    """What the pattern is asked to be has nearly the rhythm of the one and the harmony of the other."""
+    from adaptive_window.losses.composing import regrooved
+
+    _, losses, windows, x, y = problem
+    measure = objective(tmp_path, ConvolutionCodec(False), rhythm_from="input", harmony_from="target")
+    harmony, grooved = (
+        resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], WINDOW).detach()
+        for clip, name in ((y, "target"), (x, "input"))
+    )
+    _, parts = measure(list(regrooved(harmony, grooved, measure.listen.slow).unbind(1)), losses, windows, x, y)
+    assert parts["spectral"].item() == pytest.approx(0.0, abs=1e-6)
+    _, copied = measure(list(harmony.unbind(1)), losses, windows, x, y)
+    assert parts["onsets"].item() < copied["onsets"].item() - 0.1
+
+
+def test_novelty_comes_late(tmp_path, problem):
+    measure = objective(tmp_path, novelty_after=0.5, max_steps=100, novelty_weight=1.0)
+    losses = [measure(*problem, step=step)[0].item() for step in (0, 25, 50, None)]
+    parts = measure(*problem)[1]
+    novelty = parts["novelty"].item()
+    for loss, share in zip(losses, (0.0, 0.5, 1.0, 1.0), strict=True):
+        assert loss == pytest.approx(parts["spectral"].item() + share * novelty, rel=1e-5)
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_measures_know_a_copy(tmp_path, problem, differentiable):
+    *_, windows, x, y = problem
+    measure = objective(tmp_path, ConvolutionCodec(differentiable))
+    copy = resample_windows(y, windows["start_target"], windows["ratio_target"], WINDOW)
+    found = measure.measures(copy, windows, x, y)
+    assert found["follows_target"].shape == (2, PAIRS)
+    assert found["follows_target"].min() > 0.99
+    assert found["fluctuation"].mean().item() == pytest.approx(1.0, abs=0.01)

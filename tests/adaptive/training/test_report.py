@@ -27,7 +27,7 @@ def test_table_shows_seconds_with_spread():
 
 def test_scalars_name_every_pair_and_quantity():
     scalars = report().scalars()
-    assert len(scalars) == 2 * 3 * len(COLUMNS)
+    assert len(scalars) == 2 * 3 * len(COLUMNS) + 4  # and four of all pairs
     assert scalars["windows/pair2/start_input_s"] == pytest.approx(4.1)
     assert scalars["windows/pair2/start_input_s_spread"] == pytest.approx(0.1)
 
@@ -63,3 +63,36 @@ def test_binary_strengths_are_called_normal():
     (message,) = report(strength=binary).warnings()
     assert message.startswith("note:")
     assert "normal" in message
+
+
+def spread_report(**changes: np.ndarray) -> WindowReport:
+    built = report(**changes)
+    return WindowReport(built.values, 50.0, 4.0, clip_seconds=12.0, max_ratio=1.5)
+
+
+def test_distances_of_pairs_and_spread_over_songs():
+    starts = np.array([[0.0, 100.0, 120.0], [100.0, 200.0, 220.0]])  # 0, 2 and 2.4 s; 2, 4 and 4.4 s
+    found = spread_report(start_input=starts, start_target=starts)
+    assert found.near_share() == pytest.approx(1 / 3)
+    assert found.pair_distance() == pytest.approx((2.0 + 2.4 + 0.4) / 3)
+    assert found.song_spread() == pytest.approx(1.0)
+    assert found.scalars()["windows/within_1s"] == pytest.approx(1 / 3)
+    assert "33% within 1 s" in found.summary()
+
+
+def test_share_at_bounds_counts_each_parameter_by_its_own_range():
+    assert spread_report(start_input=np.full((2, 3), 150.0)).at_bounds() == pytest.approx(2 / 30)  # two targets at 0 s
+    ones, strong = np.ones((2, 3)), np.full((2, 3), 0.995)
+    found = spread_report(start_input=np.full((2, 3), 150.0), ratio_input=ones, strength=strong)
+    assert found.at_bounds() == pytest.approx((2 + 6 + 6) / 30)
+    # room 12 s - 4 s * 1.2 = 7.2 s = 360 frames: 355 is within 2 % of its end, 350 is not
+    assert spread_report(start_input=np.full((2, 3), 355.0)).at_bounds() == pytest.approx((6 + 2) / 30)
+    assert spread_report(start_input=np.full((2, 3), 350.0)).at_bounds() == pytest.approx(2 / 30)
+
+
+def test_warns_of_one_place_and_of_ends():
+    together = np.array([[50.0, 90.0, 130.0], [80.0, 120.0, 160.0]])
+    warnings = spread_report(start_input=together, start_target=together).warnings()
+    assert any("all pairs on one place" in warning for warning in warnings)
+    ends = spread_report(ratio_input=np.ones((2, 3)), ratio_target=np.full((2, 3), 1.5)).warnings()
+    assert any("windows at the ends of their range" in warning for warning in ends)

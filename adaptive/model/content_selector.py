@@ -1,0 +1,292 @@
+"""Where to look, by what is played: tempos brought together, then places that fit, then pairs kept apart.
+
+The MLP of `selector.py` learns constants from a few hundred songs, and the search of `correlation_selector.py` always
+asks for the same windows of the target. Here both streams' windows and the ratio between them follow from the songs;
+what is learned is how much onsets and channels count, how sharp a peak is, how far pairs are compressed, how strongly
+transformed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptive_window.kernels import resample_windows
+from adaptive_window.kernels.reference import compute_dtype
+
+from ..losses.matching import standardized
+from ..losses.rhythm import GRID, on_log_axis, onset_envelope, onset_repeats
+from ..losses.scale_space import gaussian_blur
+from ..losses.signals import centred
+from .validation import check_count, check_positive, check_share, check_streams
+
+PLACES = 33  # of a window in the room that its ratio leaves, in each stream
+FIRST_PLACE, LAST_PLACE = 0.04, 0.96  # share of that room: the ends themselves are bounds
+LAGS_SECONDS = 0.16, 7.0  # lags of rhythm: bars beyond the first tell a tempo from its double
+COARSE, FINE = 50, 200  # samples of a window in which channels, and onsets, are compared
+TEMPO_BLUR = 0.05  # of log lag
+TEMPO_FLOOR = 1e-3  # power of a rhythm profile under the correlation: noise repeats nowhere
+TEMPO_REACH = 2  # steps of log ratio around the best that are averaged
+STAY = 0.3  # what a ratio at the end of the range must gain over none
+APART = 0.5  # share of the room within which a pair keeps others away
+SEPARATION = 3.0  # in correlations: more than any place can gain by fitting
+GAP_SECONDS = 1.5  # between the starts of two pairs, where there is room
+NEVER_NEARER = 1.0  # seconds, after moving to the beat
+SLACK = 0.93  # of an even distribution: places lie on a lattice
+CROWDED = 10.0  # in nearness: a place that leaves the others too little room
+BEAT_STEPS, BEAT_BLUR = 12, 1.5  # frames to either side that the target moves to be on the beat, and their blur
+FOUND, DOUBT = 0.34, 0.01  # fit at which a tempo counts half, and over which that changes; noise fits by 0.13
+FRESH_SHARPNESS = 30.0
+EDGE = 0.025  # share of the range that ratios keep from its ends, where a tempo leaves it
+FRESH_SHARES = (0.03, 0.15)  # of the compression left: first and last pair
+
+
+class ContentSelector(nn.Module):
+    """Chooses P pairs of windows by the songs themselves; every part is differentiable, none has to be found from afar.
+
+        tempo       log of the ratio between the streams' tempos: where the correlation of the two rhythm profiles
+                    (`losses.rhythm`: autocorrelation of onsets on an axis of log lag) is highest, averaged around it
+                    by softmax; kept at 0 where no ratio fits better, and where none fits (noise, free tempo)
+        ratios      log ratio = max(0, ±tempo) + share_p · (what is left of the range), share_p learned
+        places      correlation of every window of the input with every one of the target at those ratios: of onsets,
+                    and of channels over their own mean and spread, channel c counting exp(log_weight_c)
+        pairs       the best place first; each further pair has its correlations lowered near those before it, in both
+                    streams, and takes the best that is left
+        beat        the target's start moves by at most 12 frames to where its onsets fall on the input's
+
+    Windows are inside the clip and off its bounds by construction. The starts of white noise are as good as any.
+
+    Args:
+        encoding_dim: C, channels of the latents.
+        num_pairs: P, windows chosen per clip.
+        window_frames: W, frames of each window as the composer sees it.
+        max_ratio: longest window over W, ≥ 1.
+        max_strength: strongest transform of the tonality, 0 to 1.
+        frame_rate: frames per second, for the lags at which rhythm repeats.
+    """
+
+    def __init__(
+        self,
+        encoding_dim: int = 128,
+        num_pairs: int = 3,
+        *,
+        window_frames: int = 800,
+        max_ratio: float = 1.5,
+        max_strength: float = 1.0,
+        frame_rate: float = 50.0,
+    ) -> None:
+        super().__init__()
+        check_count("encoding_dim", encoding_dim)
+        check_count("num_pairs", num_pairs)
+        check_count("window_frames", window_frames)
+        check_positive("max_ratio", max_ratio)
+        if max_ratio < 1:
+            raise ValueError(f"max_ratio must be at least 1 for the content selector, got {max_ratio}")
+        check_share("max_strength", max_strength)
+        check_positive("frame_rate", frame_rate)
+        self.encoding_dim = encoding_dim
+        self.num_pairs = num_pairs
+        self.window_frames = window_frames
+        self.max_ratio = max_ratio
+        self.max_strength = max_strength
+        self.frame_rate = frame_rate
+        self.log_weight = nn.Parameter(torch.zeros(encoding_dim))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(FRESH_SHARPNESS)))
+        self.mix = nn.Parameter(torch.zeros(2))  # onsets, channels: softmax
+        self.share = nn.Parameter(torch.logit(torch.linspace(*FRESH_SHARES, num_pairs)))
+        self.strength = nn.Parameter(torch.zeros(num_pairs))
+
+    def forward(self, x_input: Tensor, x_target: Tensor) -> dict[str, Tensor]:
+        """Windows for two clips `[B, C, T]`, T ≥ `window_frames`; returns and raises as `WindowSelector.forward`."""
+        check_streams(self, x_input, x_target, self.encoding_dim, self.window_frames)
+        with torch.autocast(x_input.device.type, enabled=False):
+            dtype = compute_dtype(self.log_weight.dtype)
+            x, y = x_input.to(dtype), x_target.to(dtype)
+            tempo, _ = self.tempo(x, y)
+            ratio_input, ratio_target = self._ratios(tempo, x.shape[2])
+            start_input, start_target = self._starts(x, y, ratio_input, ratio_target)
+            strength = self.max_strength * torch.sigmoid(self.strength.to(dtype)).expand(len(x), -1)
+        return {
+            "start_input": start_input,
+            "start_target": start_target,
+            "ratio_input": ratio_input,
+            "ratio_target": ratio_target,
+            "strength": strength,
+        }
+
+    def tempo(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of how much slower x is than y, within the range of ratios, and how well the profiles fit there: `[B]`.
+
+        The fit is a correlation: near 1 for one rhythm, near 0 where nothing repeats.
+        """
+        limit = self._limit(x.shape[2])
+        shortest, longest = (seconds * self.frame_rate for seconds in LAGS_SECONDS)
+        lags = max(1.0, shortest), min(longest, x.shape[2] / 3)
+        if limit < GRID or lags[1] < 2 * lags[0]:
+            return x.new_zeros(len(x)), x.new_zeros(len(x))
+        most = math.floor(limit / GRID)  # steps of log ratio to either side
+        profiles = [self._profile(clip, lags, reach * GRID) for clip, reach in ((x, most), (y, 0))]
+        shifted = centred(profiles[0].unfold(2, profiles[1].shape[2], 1))  # [B, halves, 2·most + 1, G]
+        wanted = centred(profiles[1])[:, :, None]
+        power = (shifted.square().mean((1, 3)) + TEMPO_FLOOR) * (wanted.square().mean((1, 3)) + TEMPO_FLOOR)
+        fit = (shifted * wanted).mean((1, 3)) * power.rsqrt()  # [B, K]
+        steps = torch.arange(-most, most + 1, dtype=x.dtype, device=x.device)
+        scores = fit - STAY * steps.abs() / most
+        best = scores.detach().argmax(1, keepdim=True)
+        near = (steps - (best - most)).abs() <= TEMPO_REACH
+        weight = torch.where(near, self._sharp() * scores, -math.inf).softmax(1)
+        fit = (weight * fit).sum(1)
+        return GRID * (weight * steps).sum(1) * torch.sigmoid((fit - FOUND) / DOUBT), fit
+
+    def _limit(self, frames: int) -> float:
+        """Log of the longest ratio that a clip of so many frames has room for."""
+        return math.log(min(self.max_ratio, frames / self.window_frames))
+
+    def _sharp(self) -> Tensor:
+        return self.log_sharpness.exp()
+
+    def _profile(self, clip: Tensor, lags: tuple[float, float], reach: float) -> Tensor:
+        """Rhythm profiles of both halves of the channels of a clip, `[B, 2, G]`, the lags wider by `reach` at each end.
+
+        Low and high apart, since hats repeat twice as often as drums: together they take a tempo for its double.
+        """
+        lags = lags[0] * math.exp(-reach), lags[1] * math.exp(reach)
+        begin = clip.new_zeros(len(clip), 1)
+        halves = [
+            onset_repeats(half, begin, begin + clip.shape[2], math.ceil(1.1 * lags[1]))  # [B, 1, lags]
+            for half in clip.chunk(2, 1)
+        ]
+        return torch.cat([on_log_axis(half, begin, TEMPO_BLUR, lags) for half in halves], 1)
+
+    def _ratios(self, tempo: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        tempo = tempo[:, None]
+        limit = self._limit(frames)
+        room = limit - tempo.abs()  # [B, 1]
+        edge = (room / 2).clamp(max=EDGE * (math.exp(limit) - 1))
+        base = edge + torch.sigmoid(self.share.to(tempo.dtype)) * (room - 2 * edge)  # [B, P]
+        return (tempo.relu() + base).exp(), ((-tempo).relu() + base).exp()
+
+    def _starts(self, x: Tensor, y: Tensor, ratio_x: Tensor, ratio_y: Tensor) -> tuple[Tensor, Tensor]:
+        frames, window = x.shape[2], self.window_frames
+        unit = torch.linspace(FIRST_PLACE, LAST_PLACE, PLACES, dtype=x.dtype, device=x.device)
+        room_x, room_y = ((frames - ratio * window).clamp(min=0) for ratio in (ratio_x, ratio_y))  # [B, P]
+        places_x, places_y = room_x[..., None] * unit, room_y[..., None] * unit  # [B, P, S]
+        fit = self._fit(x, y, places_x, places_y, ratio_x, ratio_y)  # [B, P, S, S]
+        found_x: list[Tensor] = []
+        found_y: list[Tensor] = []
+        for pair in range(self.num_pairs):
+            at_x, at_y = places_x[:, pair], places_y[:, pair]  # [B, S]
+            cost_x = self._crowding(at_x, found_x, room_x.amin(1))
+            cost_y = self._crowding(at_y, found_y, room_y.amin(1))
+            scores = fit[:, pair] - SEPARATION * (cost_x[:, :, None] + cost_y[:, None, :])
+            weight = self._around_the_best(scores)
+            found_x.append((weight.sum(2) * at_x).sum(1))
+            found_y.append((weight.sum(1) * at_y).sum(1))
+        start_x, start_y = torch.stack(found_x, 1), torch.stack(found_y, 1)
+        low, high = FIRST_PLACE * room_y, LAST_PLACE * room_y
+        return start_x, self._on_the_beat(x, y, start_x, start_y, ratio_x, ratio_y, low, high)
+
+    def _gap(self, room: Tensor) -> Tensor:
+        """Frames that pairs keep between their starts, as far as the room allows."""
+        even = (LAST_PLACE - FIRST_PLACE) * room / max(1, self.num_pairs - 1)
+        return (SLACK * even).clamp(max=GAP_SECONDS * self.frame_rate)
+
+    def _crowding(self, places: Tensor, taken: list[Tensor], room: Tensor) -> Tensor:
+        """What each place costs, `[B, S]`: its nearness to those taken, and much more where it leaves too few gaps.
+
+        A gap of length L between two starts, or a start and an end, has ⌊L/gap⌋ − 1 further starts in it.
+        """
+        gap = self._gap(room)[:, None]  # [B, 1]
+        cost = torch.zeros_like(places)
+        for start in taken:
+            cost = cost + _nearness(places, start, APART * room)
+        ends = [FIRST_PLACE * room[:, None] - gap, LAST_PLACE * room[:, None] + gap]
+        fixed = torch.cat([*ends, *(start[:, None] for start in taken)], 1)[:, None].expand(-1, places.shape[1], -1)
+        every = torch.cat([fixed, places[..., None]], 2).sort(2).values.detach()  # [B, S, taken + 3]
+        held = ((every.diff(dim=2) + 1e-3) / gap.clamp(min=1e-6)[..., None]).floor() - 1
+        missing = self.num_pairs - len(taken) - 1 - held.clamp(min=0).sum(2)
+        crowded = missing.clamp(min=0) + (held < 0).sum(2)  # too near to one taken
+        return cost + CROWDED * crowded
+
+    def _fit(
+        self, x: Tensor, y: Tensor, places_x: Tensor, places_y: Tensor, ratio_x: Tensor, ratio_y: Tensor
+    ) -> Tensor:
+        """Correlation of each window of x with each of y, `[B, P, S, S]`, of onsets and channels as `mix` says."""
+        share = self.mix.softmax(0)
+        weight = (0.5 * self.log_weight).exp()[:, None]
+        total = fit = None
+        for k, (samples, features) in enumerate(((FINE, _onsets), (COARSE, lambda z: weight * standardized(z)))):
+            samples = min(samples, self.window_frames)
+            cuts = []
+            for clip, places, ratio in ((x, places_x, ratio_x), (y, places_y, ratio_y)):
+                step = self.window_frames / samples  # frames a sample, at ratio 1
+                signal = F.avg_pool1d(features(clip), max(1, int(step)))
+                cell = max(1, int(step))
+                cut = resample_windows(
+                    signal,
+                    places.flatten(1) / cell,
+                    (ratio * step / cell).repeat_interleave(PLACES, 1),
+                    samples,
+                ).unflatten(1, (-1, PLACES))  # [B, P, S, F, N]
+                cut = centred(cut).flatten(3)
+                cuts.append(cut * (cut.square().sum(-1, keepdim=True) + 1e-6).rsqrt())
+            fit = share[k] * torch.matmul(cuts[0], cuts[1].transpose(2, 3))
+            total = fit if total is None else total + fit
+        assert total is not None
+        return total
+
+    def _around_the_best(self, scores: Tensor) -> Tensor:
+        """Softmax of `[B, S, S]` over the 3 x 3 places around the highest, zero elsewhere."""
+        flat = scores.flatten(1)
+        best = flat.detach().argmax(1)
+        places = torch.arange(PLACES, device=scores.device)
+        near_x = (places - (best // PLACES)[:, None]).abs() <= 1
+        near_y = (places - (best % PLACES)[:, None]).abs() <= 1
+        near = (near_x[:, :, None] & near_y[:, None, :]).flatten(1)
+        return torch.where(near, self._sharp() * flat, -math.inf).softmax(1).unflatten(1, (PLACES, PLACES))
+
+    def _on_the_beat(
+        self,
+        x: Tensor,
+        y: Tensor,
+        start_x: Tensor,
+        start_y: Tensor,
+        ratio_x: Tensor,
+        ratio_y: Tensor,
+        low: Tensor,
+        high: Tensor,
+    ) -> Tensor:
+        """The target's starts `[B, P]`, moved to where its onsets correlate most with those of the input's windows."""
+        envelopes = [gaussian_blur(_onsets(clip), BEAT_BLUR) for clip in (x, y)]  # [B, 1, T]
+        wanted = centred(resample_windows(envelopes[0], start_x, ratio_x, self.window_frames))[:, :, 0]  # [B, P, W]
+        moves = torch.arange(-BEAT_STEPS, BEAT_STEPS + 1, dtype=x.dtype, device=x.device)
+        room = x.shape[2] - ratio_y.amax(1, keepdim=True) * self.window_frames
+        spare = (self._gap(room) - NEVER_NEARER * self.frame_rate) / 2
+        moves = torch.maximum(torch.minimum(moves, spare.clamp(min=0)[..., None]), -spare.clamp(min=0)[..., None])
+        tried = torch.minimum(torch.maximum(start_y[..., None] + moves, low[..., None]), high[..., None])  # [B, P, M]
+        ratios = ratio_y.repeat_interleave(tried.shape[2], 1)
+        cut = resample_windows(envelopes[1], tried.flatten(1), ratios, self.window_frames)
+        cut = centred(cut)[:, :, 0].unflatten(1, tried.shape[1:])  # [B, P, M, W]
+        power = (cut.square().sum(-1) + 1e-6) * (wanted.square().sum(-1) + 1e-6)[..., None]
+        fit = (cut * wanted[:, :, None]).sum(-1) * power.rsqrt()
+        return ((self._sharp() * fit).softmax(2) * tried).sum(2)
+
+    def extra_repr(self) -> str:
+        return (
+            f"encoding_dim={self.encoding_dim}, num_pairs={self.num_pairs}, window_frames={self.window_frames}, "
+            f"max_ratio={self.max_ratio}, max_strength={self.max_strength}, frame_rate={self.frame_rate}"
+        )
+
+
+def _onsets(x: Tensor) -> Tensor:
+    """Onset envelope of every frame, over its own mean and spread: `[B, 1, T]`."""
+    return standardized(F.pad(onset_envelope(x), (1, 0)))[:, None]
+
+
+def _nearness(places: Tensor, taken: Tensor, reach: Tensor) -> Tensor:
+    """1 at the place taken, 0 from `reach` on: `[B, S]`."""
+    distance = (places - taken[:, None]).abs()
+    return (1 - distance / reach.clamp(min=1e-6)[:, None]).relu()

@@ -1,0 +1,82 @@
+"""How much of a composed pattern is music, and whose: pure functions of log-mel windows, one number a pattern.
+
+    fluctuation              spread over time of the pattern's bands, over that of its target window's
+    follows target, input    correlation of the bands, each about its mean over time
+    onsets target, input     correlation of the onset envelopes
+    harmony target, input    correlation of the pitch-class profiles (`losses.harmony`)
+    copies                   the larger of both `follows`: 1 for a copy
+
+A steady hiss has a fluctuation near 0 and follows nothing; unrelated music follows by about 0 in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..losses.harmony import SMOOTHING, harmony_likeness
+from ..losses.rhythm import onset_envelope
+from ..losses.signals import centred, pearson, wide
+
+MEASURES = (
+    "fluctuation",
+    "follows_target",
+    "follows_input",
+    "onsets_target",
+    "onsets_input",
+    "harmony_target",
+    "harmony_input",
+    "copies",
+)
+STILL, COPY = 0.3, 0.9  # a pattern that hardly changes, and one that is a copy
+SPREAD_FLOOR = 1e-6
+
+
+def music_measures(
+    pattern: Tensor, window_input: Tensor, window_target: Tensor, classes: Tensor, smoothing: int = SMOOTHING
+) -> dict[str, Tensor]:
+    """`MEASURES` of patterns beside the windows they were made from, all log-mel `[..., C, W]` of one shape: `[...]`.
+
+    Args:
+        pattern, window_input, window_target: windows resampled to the pattern's length, untransformed.
+        classes, smoothing: of `losses.harmony`.
+    """
+    moving = {name: centred(wide(x)) for name, x in (("p", pattern), ("i", window_input), ("t", window_target))}
+    spread = {name: x.square().mean((-1, -2)).sqrt() for name, x in moving.items()}
+    found = {"fluctuation": spread["p"] / (spread["t"] + SPREAD_FLOOR)}
+    for name, key in (("target", "t"), ("input", "i")):
+        found[f"follows_{name}"] = pearson(moving["p"].flatten(-2), moving[key].flatten(-2))
+    for name, x in (("target", window_target), ("input", window_input)):
+        found[f"onsets_{name}"] = pearson(onset_envelope(pattern), onset_envelope(x))
+    for name, x in (("target", window_target), ("input", window_input)):
+        found[f"harmony_{name}"] = harmony_likeness(pattern, x, classes, smoothing)
+    found["copies"] = torch.maximum(found["follows_target"], found["follows_input"])
+    return found
+
+
+def measures_line(heard: Mapping[str, float]) -> str:
+    """One line for the epoch's table and for commands."""
+    both = (
+        f"{name} {heard[f'{name}_target']:.2f}/{heard[f'{name}_input']:.2f}"
+        for name in ("follows", "onsets", "harmony")
+    )
+    return f"fluctuation {heard['fluctuation']:.2f}, target/input: {', '.join(both)}; copies {heard['copies']:.2f}"
+
+
+def measures_warnings(heard: Mapping[str, float]) -> list[str]:
+    """What is wrong with patterns, in plain words."""
+    found = []
+    if heard["fluctuation"] < STILL:
+        found.append(
+            f"warning: the pattern hardly changes over time (fluctuation {heard['fluctuation']:.2f} of its target "
+            "window's): train longer"
+        )
+    if heard["copies"] > COPY:
+        of = "target" if heard["follows_target"] >= heard["follows_input"] else "input"
+        found.append(
+            f"warning: a copy of the {of} (correlation {heard['copies']:.2f}): take rhythm and harmony from different "
+            "songs, or raise --novelty-weight"
+        )
+    return found

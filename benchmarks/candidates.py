@@ -1,0 +1,59 @@
+"""Configurations worth timing, beside the shipped ones: for `tune.py`."""
+
+from __future__ import annotations
+
+from adaptive_window.kernels.triton.configurations import Configuration
+
+PRECISIONS = ("tf32", "bf16x3", "bf16")
+
+
+def _c(num_warps: int, per_processor: int = 1, **constants: int) -> Configuration:
+    return Configuration(constants, num_warps, 1, per_processor)
+
+
+def _forward() -> list[Configuration]:
+    shapes = ((128, 8, 1, True), (128, 8, 1, False), (128, 8, 2, False), (64, 4, 2, True), (64, 4, 2, False))
+    return [_c(warps, per, BLOCK_T=t, HOIST=hoist) for t, warps, per, hoist in shapes]
+
+
+def _norm() -> list[Configuration]:
+    """BLOCK_T, warps, programs a processor, tiles ahead + 1, the weight read once, frames folded and how far apart."""
+    shapes = (
+        (32, 4, 2, 2, False, 2, 8), (32, 4, 2, 2, False, 4, 1), (32, 4, 2, 2, True, 2, 8), (32, 4, 2, 3, True, 2, 8),
+        (32, 4, 3, 1, False, 4, 1), (32, 8, 1, 3, True, 2, 8), (32, 8, 1, 3, False, 2, 8), (32, 8, 2, 2, True, 2, 8),
+        (64, 8, 1, 1, False, 4, 1), (64, 8, 1, 2, True, 2, 8), (64, 8, 1, 3, True, 2, 8), (64, 4, 2, 2, False, 4, 1),
+    )  # fmt: skip
+    return [
+        _c(warps, per, BLOCK_T=t, FOLD=fold, APART=apart, HOIST=hoist, STAGES=stages)
+        for t, warps, per, stages, hoist, fold, apart in shapes
+    ]
+
+
+def _product() -> list[Configuration]:
+    shapes = (
+        (32, 8, 1, 3, True), (32, 8, 1, 2, True), (32, 8, 2, 2, True), (32, 4, 2, 2, True), (64, 8, 1, 2, True),
+        (32, 8, 1, 3, False), (32, 4, 2, 1, False), (64, 8, 1, 3, False), (64, 8, 1, 1, False), (64, 4, 2, 2, False),
+    )  # fmt: skip
+    return [_c(warps, per, BLOCK_T=t, TURN=turn, STAGES=stages) for t, warps, per, stages, turn in shapes]
+
+
+def _tiles(first: str, shapes: tuple[tuple[int, int, int], ...]) -> list[Configuration]:
+    return [_c(warps, **{first: size, "BLOCK_C": channels}) for size, channels, warps in shapes]
+
+
+CANDIDATES: dict[str, list[Configuration]] = {
+    "windowed_tonality_forward": _forward(),
+    "recompute_windows": _tiles("BLOCK_T", ((128, 8, 4), (128, 8, 2), (128, 16, 4), (128, 16, 2), (128, 32, 4))),
+    "norm_backward": _norm(),
+    "product_backward": _product(),
+    "window_backward": [
+        _c(warps, BLOCK_T=128, BLOCK_C=channels, FOLD=4, COLUMNS=warps)
+        for channels, warps in ((32, 8), (16, 4), (16, 8), (8, 2), (8, 4), (64, 16))
+    ],
+    "finish_gradients": [
+        _c(8, BLOCK=256, BLOCK_C=channels, BLOCK_R=rows)
+        for channels, rows in ((1, 16), (1, 32), (1, 64), (2, 32), (2, 64), (4, 32))
+    ],
+    "resample_dx": _tiles("BLOCK_X", ((128, 32, 4), (128, 16, 2), (128, 64, 4), (64, 64, 4), (256, 16, 4))),
+    "prepare_weights": [_c(8, BLOCK=size) for size in (2, 4, 8, 16)],
+}
