@@ -245,7 +245,7 @@ _BACKWARD = [
         "c[None, :] * PADDED + c[:, None]",
     ),
     Mutant(
-        "partials: every second frame",
+        "partials: frames forgotten",
         "fold_frames",
         "tl.sum(tl.reshape(q, (BLOCK_T // (FOLD * APART), FOLD, APART, PADDED)), 1)",
         "tl.sum(tl.reshape(q, (BLOCK_T // (FOLD * APART), FOLD, APART, PADDED)), 1) * 0",
