@@ -256,7 +256,9 @@ class RefineConfig(CommandOptions, PlaceOptions, ClipOptions, CodecOptions, Outp
 class ServeConfig(CommandOptions, WeightsOptions):
     """Everything that `adaptive-window serve` can be told."""
 
-    checkpoint: Path | None = flag(None, "checkpoint of a training run (OUT/best.safetensors)", reads=True)
+    checkpoint: Path | None = flag(
+        None, "checkpoint of a training run, OUT/best.safetensors (default: the package's weights)", reads=True
+    )
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for every network, best behind a proxy with TLS")
     port: Port = flag(7860, "port to listen on; 0 for any free one")
     auth: str | None = flag(None, "USER:PASSWORD-FILE: ask for this name, and the password in the file's first line")
