@@ -55,6 +55,7 @@ def choose_codec(config: DemoConfig) -> str:
     return PRETRAINED
 
 
+@outputs.acting("demo")
 def prepare(out: Path, *, resume: bool = False) -> Path:
     """The run's folder: to go on in with `--resume`; else a finished demo's is replaced, an unfinished one's refused.
 
@@ -76,6 +77,7 @@ def prepare(out: Path, *, resume: bool = False) -> Path:
     return run
 
 
+@outputs.acting("demo")
 def run_demo(config: DemoConfig) -> dict[str, Any]:
     """Runs the demo and returns what `metrics.json` holds."""
     check(config)
