@@ -140,7 +140,10 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     worker_start: Literal["fork", "spawn"] = flag("fork", "how they start: quickly, or as fresh interpreters")
 
     init: Path | None = flag(
-        None, "checkpoint whose weights to begin with, or `default`: those that the package brings", reads=True
+        None,
+        "checkpoint whose weights to begin with, or `default`: those that the package brings",
+        reads=True,
+        word="default",
     )
     selector: Literal["content", "mlp", "correlation"] = flag(
         "content",
