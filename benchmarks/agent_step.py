@@ -190,6 +190,9 @@ def main() -> None:
     if options.saved:
         both = [saved.on_meta(build(name, options.window), options.saved_batch, options.frames) for name in VARIANTS]
         figures = saved.report(both[0], both[1], options.saved_batch)
+        again = saved.on_meta(build("ours", options.window), options.saved_batch, options.frames, recompute=True)
+        figures["ours_recompute_bytes"] = again.total()
+        print(f"ours with --recompute / original: {again.total() / both[0].total():.2f}")
         if options.json:
             options.json.write_text(json.dumps({"torch": torch.__version__, **figures}, indent=1) + "\n")
         return

@@ -109,7 +109,9 @@ def saved_by_module(agent: nn.Module, x: Tensor, y: Tensor, depth: int = 3) -> C
     return found
 
 
-def on_meta(agent: nn.Module, batch: int, frames: int) -> Counter[str]:
+def on_meta(agent: nn.Module, batch: int, frames: int, *, recompute: bool = False) -> Counter[str]:
+    if recompute:
+        agent.recompute = True
     agent = agent.to("meta").train()
     x, y = (torch.empty(batch, 128, frames, device="meta") for _ in range(2))
     with as_on_cuda():

@@ -123,24 +123,24 @@ def _opened(path: Path, source: bytes | PartFile) -> soundfile.SoundFile:
         if suffix in OTHER_SUFFIXES:
             reason += f": {_CONVERT.format('it', suffix)}"
         raise AudioError(path, reason) from error
-    reason = None
+    refusal: str | None = None
     if sound.samplerate not in _RATES:
-        reason = f"a sample rate of {sound.samplerate} Hz"
+        refusal = f"a sample rate of {sound.samplerate} Hz"
     overlong = _OVERLONG.search(sound.extra_info)
     if overlong and int(overlong[1]) > int(overlong[2]):
-        reason = (
+        refusal = (
             f"truncated: its header claims {overlong[1]} bytes of audio, the file has {overlong[2]} "
             "(where the header is what is wrong, as after writing to a pipe, convert the file once)"
         )
     stopped = _LEFT_OVER.search(sound.extra_info)
     if stopped and (left := os.path.getsize(path) - int(stopped[1])) >= _LEAST_LEFT_OVER:
-        reason = (
+        refusal = (
             f"a wrong header: after the {sound.frames / sound.samplerate:.2f} s that it counts, {left} bytes follow "
             "(convert the file once, as with ffmpeg -ignore_length 1 -i IN.wav OUT.wav)"
         )
-    if reason is not None:
+    if refusal is not None:
         sound.close()
-        raise AudioError(path, reason)
+        raise AudioError(path, refusal)
     return sound
 
 

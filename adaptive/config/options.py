@@ -140,7 +140,10 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     worker_start: Literal["fork", "spawn"] = flag("fork", "how they start: quickly, or as fresh interpreters")
 
     init: Path | None = flag(
-        None, "checkpoint whose weights to begin with, or `default`: those that the package brings", reads=True
+        None,
+        "checkpoint whose weights to begin with, or `default`: those that the package brings",
+        reads=True,
+        word="default",
     )
     selector: Literal["content", "mlp", "correlation"] = flag(
         "content",
@@ -161,9 +164,10 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
     )
     sync_batchnorm: bool = flag(False, "under torchrun: BatchNorm statistics of the whole batch, not of each process")
-    compile: Literal["auto", "on", "off"] = flag(
-        "auto", "compile agent, losses and their backward pass by TorchInductor; auto does so on CUDA"
+    compile: Literal["auto", "on", "off"] | bool = flag(  # YAML reads on and off as booleans
+        "auto", "auto, on or off: compile agent, losses and backward pass by TorchInductor; auto does so on CUDA"
     )
+    recompute: bool = flag(False, "less memory for more time: the composer's layers are computed again for gradients")
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")
 

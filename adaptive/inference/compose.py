@@ -195,6 +195,7 @@ def claim(config: ComposeConfig | PlotConfig, *paths: Path) -> None:
     outputs.claim(*paths, reads=reads(config), overwrite=config.overwrite, advice=advice)
 
 
+@outputs.acting("compose")
 def compose_file(config: ComposeConfig) -> dict[str, Any]:
     """Writes the pattern as WAV and its windows, in seconds, as JSON beside it; returns what the JSON holds."""
     if config.output.suffix.lower() != ".wav":
@@ -267,6 +268,7 @@ def write_report(output: Path, report: dict[str, Any], *, overwrite: bool) -> No
     outputs.write_text(output.with_suffix(".json"), strict_json.dumps(report, indent=2) + "\n", overwrite=overwrite)
 
 
+@outputs.acting("plot")
 def plot_file(
     config: PlotConfig,
     *,

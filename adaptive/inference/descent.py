@@ -93,9 +93,11 @@ class Axes:
         fits = (place >= left * alone) & (place <= clip - right * alone)
         at_left = bounded((left * place + spread) / (1 + left.square()))  # nearest of those that begin at 0
         at_right = bounded((right * (clip - place) + spread) / (1 + right.square()))  # of those that end with the clip
-        near = [torch.stack(p, -1) for p in ((left * at_left, at_left), (clip - right * at_right, at_right))]
-        first, second = ((point - coordinates).square().sum(-1, keepdim=True) for point in near)
-        on_edge = torch.where(first < second, *near)
+        begun, ended = (
+            torch.stack(point, -1) for point in ((left * at_left, at_left), (clip - right * at_right, at_right))
+        )
+        first, second = ((point - coordinates).square().sum(-1, keepdim=True) for point in (begun, ended))
+        on_edge = torch.where(first < second, begun, ended)
         return torch.where(fits[..., None], torch.stack((place, alone), -1), on_edge)
 
 

@@ -68,6 +68,7 @@ class Match:
     clips: tuple[Clip, Clip]
 
 
+@outputs.acting("refine")
 def refine_songs(config: RefineConfig) -> dict[str, Any]:
     """Searches and writes, as `match_songs` does; returns what refine.json holds."""
     return match_songs(config).report

@@ -97,6 +97,19 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         )
         self.training_mean = batch_mean  # training in several processes puts a joint mean here
 
+    @property
+    def recompute(self) -> bool:
+        """Whether the composer's layers keep their inputs alone and are computed again in the backward pass.
+
+        Same values, same dropout, a quarter of the bytes kept; the composer's forward pass is done twice.
+        Off unless set.
+        """
+        return self.creative_agent.composer.composer.recompute
+
+    @recompute.setter
+    def recompute(self, on: bool) -> None:
+        self.creative_agent.composer.composer.recompute = on
+
     def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
         """Two clips `[B, C, T]` of one shape, T ≥ W.
 

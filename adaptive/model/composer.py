@@ -108,8 +108,13 @@ class ComponentComposer(nn.Module):
         if not lean.can_be_lean(x) or not is_plain(layers, nn.Sequential) or len(layers) != 4:
             return layers(x)
         first, gelu, dropout, last = layers
-        plain = is_plain(gelu, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and last.bias is not None
-        if not plain or not is_plain(dropout, nn.Dropout) or dropout.p >= 1:
+        if not (
+            is_plain(gelu, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and is_plain(dropout, nn.Dropout)
+        ):
+            return layers(x)
+        assert isinstance(last, nn.Linear)  # as is_plain found; narrows the types
+        assert isinstance(dropout, nn.Dropout)
+        if last.bias is None or dropout.p >= 1:
             return layers(x)
         return lean.gelu_dropout_linear(first(x), last, dropout.p if dropout.training else 0.0)
 
@@ -251,6 +256,7 @@ class CompositionalCreativeAgent(nn.Module):
         if not is_plain(layers, nn.Sequential) or len(layers) != 3 or not is_plain(layers[1], nn.LeakyReLU):
             return layers(stacked)
         first, activation, last = layers
+        assert isinstance(activation, nn.LeakyReLU)  # as is_plain found; narrows the type
         return last(lean.leaky_relu(first(stacked), activation.negative_slope))
 
     @torch.no_grad()

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import lean
 from .attention import attention
@@ -19,11 +25,13 @@ class SelfAttention(nn.MultiheadAttention):
     def __init__(self, d_model: int, heads: int, dropout: float) -> None:
         super().__init__(d_model, heads, dropout=dropout, batch_first=True)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **options: object) -> object:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`; `x, x, x, need_weights=False` with x `[N, S, d_model]` is lean."""
         same = query.shape == key.shape == value.shape and query.dim() == 3
         if args or options != {"need_weights": False} or not same:
-            return super().forward(query, key, value, *args, **options)  # type: ignore[arg-type]  # handed through
+            return super().forward(query, key, value, *args, **options)
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key is value:
             parts = F.linear(query, weight, bias).chunk(3, dim=2)
@@ -85,12 +93,13 @@ class EncoderLayer(nn.TransformerEncoderLayer):
             and all(is_plain(d, nn.Dropout) and d.p < 1 for d in (self.dropout, self.dropout1, self.dropout2))
         )
 
-    def lean_forward(self, src: Tensor, norm: nn.LayerNorm | None) -> tuple[Tensor, nn.LayerNorm]:
-        """The layer on `norm(src)`, or on src; its output is the second result's norm of the first.
+    def lean_forward(self, src: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        """The layer on `norm(src)`, or on src, but for its `norm2`: the layer's output is `norm2` of what this returns.
 
         A norm is handed on undone, since the next layer's projection is what has to keep its input.
         """
         attention_ = self.self_attn
+        assert isinstance(attention_, SelfAttention)  # as is_lean found; narrows the type
         if norm is None:
             x, qkv = src, F.linear(src, attention_.in_proj_weight, attention_.in_proj_bias)
         else:
@@ -98,7 +107,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         dropout, dropout1, dropout2 = (d.p if d.training else 0.0 for d in (self.dropout, self.dropout1, self.dropout2))
         x = lean.add_dropped(x, attention_.attended(*qkv.chunk(3, dim=2)), dropout1)
         x, hidden = lean.norm_linear(x, self.norm1, self.linear1.weight, self.linear1.bias)
-        return lean.add_dropped(x, lean.gelu_dropout_linear(hidden, self.linear2, dropout), dropout2), self.norm2
+        return lean.add_dropped(x, lean.gelu_dropout_linear(hidden, self.linear2, dropout), dropout2)
 
 
 class Encoder(nn.TransformerEncoder):
@@ -107,15 +116,19 @@ class Encoder(nn.TransformerEncoder):
     def __init__(self, d_model: int, heads: int, feed_forward: int, layers: int, dropout: float) -> None:
         # nested tensors serve padding masks, of which there are none
         super().__init__(EncoderLayer(d_model, heads, feed_forward, dropout), layers, enable_nested_tensor=False)
+        self.recompute = False  # in the backward pass, layer by layer, from each one's input
 
     def forward(  # type: ignore[override]  # no masks
         self, src: Tensor
     ) -> Tensor:
         """`[N, S, d_model]` -> `[N, S, d_model]`."""
-        norm = None  # of the layer before, not applied yet
+        norm: nn.LayerNorm | None = None  # of the layer before, not applied yet
+        again = self.recompute and torch.is_grad_enabled()
         for layer in self.layers:
             if lean.can_be_lean(src) and isinstance(layer, EncoderLayer) and layer.is_lean():
-                src, norm = layer.lean_forward(src, norm)
+                call: Callable[[Tensor], Tensor] = partial(layer.lean_forward, norm=norm)
+                norm = layer.norm2
             else:
-                src, norm = layer(src if norm is None else norm(src)), None
+                src, norm, call = src if norm is None else norm(src), None, cast(Callable[[Tensor], Tensor], layer)
+            src = checkpoint(call, src, use_reentrant=False) if again else call(src)  # draws the same dropout again
         return src if norm is None else norm(src)

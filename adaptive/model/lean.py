@@ -91,8 +91,8 @@ def _linear_grads(
 
 class _NormLinear(_Piece):
     @staticmethod
-    def _plain(options: tuple[float, torch.dtype], r: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        gamma, beta, weight, bias = rest
+    def _plain(options: Any, *tensors: Tensor) -> Any:
+        r, gamma, beta, weight, bias = tensors
         y = F.layer_norm(r, gamma.shape, gamma, beta, options[0])
         return y, F.linear(y.to(options[1]), weight, bias)
 
@@ -114,7 +114,7 @@ class _NormLinear(_Piece):
         return y, z
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, grad_z: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _NormLinear._again(ctx, tensors, (grad_y, grad_z))
@@ -141,7 +141,8 @@ def norm_linear(r: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | No
 
 class _AddDropped(_Piece):
     @staticmethod
-    def _plain(options: Mask, x: Tensor, o: Tensor) -> Tensor:
+    def _plain(options: Any, *tensors: Tensor) -> Any:
+        x, o = tensors
         return x + o * options.of(o) * options.factor
 
     @staticmethod
@@ -150,7 +151,7 @@ class _AddDropped(_Piece):
         return torch.addcmul(x, o, drawn, value=mask.factor)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_o = ctx.dtypes
         mask = ctx.options
         dropped = grad.to(of_o) * mask.of(grad) * mask.factor if ctx.needs_input_grad[3] else None
@@ -165,7 +166,8 @@ def add_dropped(x: Tensor, o: Tensor, probability: float) -> Tensor:
 
 class _GeluDropoutLinear(_Piece):
     @staticmethod
-    def _plain(options: Mask | None, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _plain(options: Any, *tensors: Tensor) -> Any:
+        h, weight, bias = tensors
         return F.linear(_gelu_dropped(h, options, None), weight, bias)
 
     @staticmethod
@@ -177,7 +179,7 @@ class _GeluDropoutLinear(_Piece):
             return F.linear(_gelu_dropped(h, mask, drawn), weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors, mask = ctx.saved_tensors, ctx.options
         if torch.is_grad_enabled():
             return _GeluDropoutLinear._again(ctx, tensors, (grad,))
@@ -187,7 +189,7 @@ class _GeluDropoutLinear(_Piece):
             a = _gelu_dropped(h, mask, drawn)
             by_a, by_weight, by_bias = _linear_grads(ctx.needs_input_grad[1:], a, weight, grad)
             del a
-            if by_a is not None and mask is not None:
+            if by_a is not None and mask is not None and drawn is not None:
                 by_a.mul_(drawn).mul_(mask.factor)
             by_h = None if by_a is None else aten.gelu_backward(by_a, h)
         return None, by_h, by_weight, by_bias
@@ -208,7 +210,8 @@ def gelu_dropout_linear(h: Tensor, linear: nn.Linear, probability: float) -> Ten
 
 class _WeightedLinear(_Piece):
     @staticmethod
-    def _plain(options: None, components: Tensor, weights: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def _plain(options: Any, *tensors: Tensor) -> Any:
+        components, weights, weight, bias = tensors
         return F.linear(_weighted(components, weights).to(weight.dtype), weight, bias)
 
     @staticmethod
@@ -219,7 +222,7 @@ class _WeightedLinear(_Piece):
             return _WeightedLinear._plain(None, components, weights, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _WeightedLinear._again(ctx, tensors, (grad,))
@@ -255,7 +258,7 @@ class _LeakyRelu(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
         if kept.dtype == torch.bool:
             return torch.where(kept, grad, grad * ctx.slope), None, None

@@ -1,8 +1,9 @@
 """What a command may write: no file that it reads, and none that adaptive-window did not write itself.
 
 Every folder in which files are written has a hidden ledger, `.adaptive-window.jsonl`: a line for each file, with its
-name and the sha256 of its content, appended before the file takes its name. So a command that runs again replaces what
-it wrote, and nothing else: a file that somebody else wrote under that name, or that was edited since, is theirs.
+name, the sha256 of its content and the kind of command, appended before the file takes its name. So a command that runs
+again replaces what it wrote, and nothing else: a file that somebody else or another kind of command wrote under that
+name, or that was edited since, is not its own.
 Names are compared as the file system does it (`os.path.samefile`): links of both kinds, case and relative paths lead to
 the same file.
 """
@@ -16,6 +17,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,22 @@ from .durable import replacing
 
 LEDGER = ".adaptive-window.jsonl"
 LOCK = ".lock"  # of `lock.py`, in every folder of a run
+_writer: ContextVar[str] = ContextVar("writer", default="library")
 _ABOUT = {"about": "files that adaptive-window wrote into this folder: it replaces these, unless they were changed"}
+
+
+@contextlib.contextmanager
+def acting(kind: str) -> Iterator[None]:
+    """Files are written, and known again, as this kind of command's; within a command that calls another, as its own.
+
+    A context manager, and a decorator.
+    """
+    token = _writer.set(kind) if _writer.get() == "library" else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _writer.reset(token)
 
 
 def claim(
@@ -58,10 +75,10 @@ def claim(
                 raise UsageError(f"{str(path)!r} is not a regular file: {advice}")
             if not overwrite and not wrote(real):
                 raise UsageError(
-                    f"{str(path)!r} exists, and adaptive-window did not write it (or it was changed since): {advice}"
+                    f"{str(path)!r} exists, and this command did not write it (or it was changed since): {advice}"
                 )
         elif not os.access(real.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise UsageError(f"{str(path)!r}: no permission to write into {str(real.parent)!r}")
+            raise UsageError(f"{str(path)!r}: cannot be written (Permission denied in {str(real.parent)!r})")
 
 
 @contextlib.contextmanager
@@ -100,10 +117,19 @@ def growing(path: Path, *, ours: bool = False) -> Path:
     return path
 
 
+def take_over(folder: Path) -> None:
+    """What another kind of command wrote into this folder counts as this one's: a run that it goes on with."""
+    entries = _entries(folder)
+    for entry in entries:
+        if not any({**entry, "by": _writer.get()} == other for other in entries):
+            _append(folder / entry["name"], entry["sha256"], entry.get("song", False))
+
+
 def wrote(path: Path) -> bool:
-    """Whether adaptive-window wrote this file, and nobody changed it since."""
+    """Whether this kind of command wrote this file, and nobody changed it since."""
     real = resolved(path)
-    digests = [entry["sha256"] for entry in _entries(real.parent) if entry["name"] == real.name]
+    entries = (entry for entry in _entries(real.parent) if entry["name"] == real.name)
+    digests = [entry["sha256"] for entry in entries if entry.get("by") == _writer.get()]
     return bool(digests) and (None in digests or _digest(real) in digests)
 
 
@@ -137,7 +163,7 @@ def remove_folder(folder: Path, advice: str = "name another one") -> None:
             ours = name in (LEDGER, LOCK) or (not path.is_symlink() and path.is_file() and wrote(path))
             if not ours:
                 raise UsageError(
-                    f"{str(folder)!r} is to be made anew, but adaptive-window did not write {str(path)!r} (or it was "
+                    f"{str(folder)!r} is to be made anew, but this command did not write {str(path)!r} (or it was "
                     f"changed since): {advice}"
                 )
     shutil.rmtree(folder)
@@ -171,7 +197,7 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
 def _append(path: Path, digest: str | None, song: bool) -> None:
     """One write of one line, so that several processes can write into one folder."""
     ledger = path.parent / LEDGER
-    entry: dict[str, Any] = {"name": path.name, "sha256": digest}
+    entry: dict[str, Any] = {"name": path.name, "sha256": digest, "by": _writer.get()}
     if song:
         entry["song"] = True
     if entry in _entries(path.parent):

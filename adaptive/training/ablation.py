@@ -76,6 +76,7 @@ class Score:
     copies: float = float("nan")
 
 
+@outputs.acting("ablate")
 def run_ablation(config: AblateConfig) -> str:
     """Trains all variants and seeds; writes `ablation.csv`, `.md`, `.png` and `config.yaml`, and returns the table.
 
@@ -150,6 +151,7 @@ def base_config(config: AblateConfig) -> TrainConfig:
     return TrainConfig(**{**values, "data": songs, "examples": 0, "tensorboard": False})
 
 
+@outputs.acting("ablate")
 def run_variant(
     config: AblateConfig,
     base: TrainConfig,

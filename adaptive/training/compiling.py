@@ -62,21 +62,21 @@ class Forward:
     Args:
         forward: the agent, or what wraps it for several processes.
         objective: the losses.
-        wanted: "auto" (compiles on CUDA), "on" or "off".
+        wanted: "auto" (compiles on CUDA), "on" or True, "off" or False.
         device: where the step runs.
         autocast: makes the context of the agent's precision.
     """
 
     def __init__(
-        self, forward: nn.Module, objective: Objective, wanted: str, device: torch.device, autocast: Autocast
+        self, forward: nn.Module, objective: Objective, wanted: str | bool, device: torch.device, autocast: Autocast
     ) -> None:
         self.forward, self.objective, self.autocast = forward, objective, autocast
-        self.device, self.must = device, wanted == "on"
+        self.device, self.must = device, wanted in ("on", True)
         self.mode = EAGER
         self.graphs = False  # whether compiled parts are replayed as CUDA graphs
         self._compiled: Callable[..., Loss] | None = None
         self._began: float | None = None
-        if wanted == "on" or (wanted == "auto" and device.type == "cuda"):
+        if self.must or (wanted == "auto" and device.type == "cuda"):
             self._prepare()
 
     def __call__(self, x: Tensor, y: Tensor, taken: int) -> Loss:

@@ -57,6 +57,9 @@ def prepare_folder(
     if resume and not (out / outputs.LEDGER).exists():  # of a version that kept none
         for name in (name for name in files if (out / name).is_file()):
             outputs.growing(out / name, ours=True)
+    if resume:  # of a demo, say
+        for folder in (out, *(out / name for name in folders)):
+            outputs.take_over(folder)
     advice = "move it elsewhere" if resume else "name another --out"
     claimed = [name for name in files if name != CONFIG or not (resume or _is_read(out / name, reads))]
     outputs.claim(*(out / name for name in claimed), reads=reads, advice=advice)

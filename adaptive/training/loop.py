@@ -84,6 +84,7 @@ class Trainer:
         }
         dtype = torch.float64 if config.precision == "float64" else torch.float32
         agent = AdaptiveWindowCreativeAgent(**arguments).to(device, dtype)
+        agent.recompute = config.recompute
         optimizer = torch.optim.AdamW(
             parameter_groups(agent, config), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )

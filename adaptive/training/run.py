@@ -41,6 +41,7 @@ class RunResult:
     summary: dict[str, Any]
 
 
+@outputs.acting("train")
 def run_training(config: TrainConfig, **agent_options: Any) -> RunResult:
     """Trains as configured; see `TrainConfig` for every option, `Trainer` for `agent_options`.
 

@@ -124,7 +124,10 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "wide_product": (Row(_c(4, BLOCK_T=64, BLOCK_C=64)),),
     "wide_weight": (Row(_c(4, BLOCK_T=64, BLOCK_C=64, per_processor=2)),),
     "finish_places": (Row(_c(4, BLOCK=256)),),
-    "finish_gradients": (Row(_c(8, BLOCK=256, BLOCK_C=1, BLOCK_R=64)),),  # rows of 128 channels; of more, fewer
+    "finish_gradients": (  # BLOCK_R rows of 128 channels; of more, fewer
+        Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=2), arch=0),  # so few that sums take several passes
+        Row(_c(8, BLOCK=256, BLOCK_C=1, BLOCK_R=64)),
+    ),
     "window_backward": (  # COLUMNS is the number of warps
         Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),
         Row(_c(8, BLOCK_T=128, BLOCK_C=8, FOLD=4, COLUMNS=8), precision="fp64"),

@@ -344,7 +344,7 @@ def gradients(
         return tuple(grads)
     config = call.configuration("finish_gradients")
     padded = triton.next_power_of_2(call.shape[2])
-    block_c, block_r = config.constants["BLOCK_C"], max(1, config.constants["BLOCK_R"] * 128 // padded)
+    block_c, block_r = config.constants["BLOCK_C"], max(1, config.constants["BLOCK_R"] * 128 // max(padded, 128))
     config = replace(config, constants={**config.constants, "BLOCK_R": block_r})
     needs = dict(zip(names, asked, strict=True))
     columns = triton.cdiv(padded, block_c) if needs["pointwise_weight"] or needs["depthwise_bias"] else 0

@@ -107,7 +107,7 @@ def test_read_only_folders(
         ((*train, "--out", unprivileged / "run", "--cache", closed), f"latent cache {closed} cannot be written"),
         (("encode", "--data", data, "--cache", closed / "c"), "name another --cache"),
         (("compose", *pair, "-o", closed / "o.wav"), "o.wav': cannot be written"),
-        (("plot", *pair, "-o", closed / "o.png"), "o.png': Permission denied"),
+        (("plot", *pair, "-o", closed / "o.png"), "o.png': cannot be written (Permission denied"),
     ):
         assert run(*arguments) == 2
         assert message in said(capsys)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -57,11 +58,9 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
 def chroot(stage: Stage, command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     into = ["chroot", f"--userspec={stage.user}", str(stage.root), "env", "-i", f"--chdir={stage.folder}"]
     home = "HOME=/root"
-    pip = [
-        f"{name}={value}" for name, value in os.environ.items() if name.startswith("PIP_") or name.endswith("_proxy")
-    ]
+    proxies = [f"{name}={value}" for name, value in os.environ.items() if name.lower().endswith("_proxy")]
     given = [f"{name}={value}" for name, value in stage.variables.items()]
-    return subprocess.Popen([*into, home, *pip, *given, *command], **options)
+    return subprocess.Popen([*into, home, *proxies, *pip_settings(), *given, *command], **options)
 
 
 def run(stage: Stage, command: list[str]) -> None:
@@ -84,16 +83,25 @@ def bootstrap(root: Path, mirror: str) -> None:
     Path(root, "usr/local/bin/python").symlink_to("/usr/bin/python3")
 
 
-def local_folders() -> list[Path]:
-    """What this machine's pip configuration names: its own files, and folders of packages."""
+@functools.cache
+def pip_settings() -> list[str]:
+    """This machine's configuration of pip, as environment variables."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
-    found = re.findall(r"(?:file://)?(/[\w./-]+)", listed.stdout)
-    return [Path(name) for name in sorted({*found, "/etc/xdg/pip", "/etc/pip.conf"}) if Path(name).exists()]
+    found = re.findall(r"^(global|install|:env:)\.([\w-]+)='(.*)'$", listed.stdout, flags=re.MULTILINE)
+    found.sort(key=lambda setting: setting[0] == ":env:")  # which overrides files
+    return [f"PIP_{name.upper().replace('-', '_')}={value}" for _, name, value in found]
+
+
+def local_places() -> list[Path]:
+    """The files and folders that pip's configuration names; of an index the folder around, where its packages are."""
+    found = {name for setting in pip_settings() for name in re.findall(r"(?:file://|=|\s)(/[\w./-]+)", setting)}
+    places = {Path(name).parent if Path(name).name == "simple" else Path(name) for name in found}
+    return [place for place in sorted(places) if place.exists() and not place.is_relative_to("/etc/ssl")]
 
 
 @contextlib.contextmanager
 def mounted(root: Path) -> Iterator[None]:
-    places = [Path("/proc"), Path("/dev"), *(p for p in local_folders() if not str(p).startswith("/etc/ssl"))]
+    places = [Path("/proc"), Path("/dev"), *local_places()]
     done: list[Path] = []
     try:
         for place in places:
@@ -105,6 +113,8 @@ def mounted(root: Path) -> Iterator[None]:
                 target.touch()
             subprocess.run(["mount", "--bind", str(place), str(target)], check=True)
             done.append(target)
+            if place not in (Path("/proc"), Path("/dev")):
+                subprocess.run(["mount", "-o", "remount,bind,ro", str(target)], check=True)
         yield
     finally:
         for target in reversed(done):
@@ -201,6 +211,15 @@ def main() -> None:
     try:
         build(work, options.mirror, dict(pair.split("=", 1) for pair in options.set))
     finally:
+        remove(work)
+
+
+def remove(work: Path) -> None:
+    """Removes the roots, unless something of this machine is still mounted in one: that would be removed too."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    if left := [place for place in mounts if Path(place).is_relative_to(work.resolve())]:
+        print(f"{work} is left as it is: still mounted are {', '.join(left)}", file=sys.stderr)
+    else:
         shutil.rmtree(work, ignore_errors=True)
 
 

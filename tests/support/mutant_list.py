@@ -162,6 +162,9 @@ _RESAMPLE = [
         "tl.floor(last).to(tl.int32) + 1",
         "tl.floor(last).to(tl.int32)",
     ),
+    Mutant("NaN in a third frame of dx", "resample_dx", "i0 + k < 2", "i0 + k < 3"),
+    Mutant("NaN in one frame of dx alone", "resample_dx", "i0 + k < 2", "i0 + k < 1"),
+    Mutant("dx of a window without a place", "resample_dx", "poison == poison", "lo == lo"),
     Mutant("right neighbour forgotten", "sample_weight", "tl.where(k == i + 1.0, f, 0.0)", "0.0 * f"),
     Mutant("dx offsets in 32 bits", "resample_dx", "b.to(tl.int64) * C", "b * C"),
     Mutant("dx stored behind the clip", "resample_dx", "i < T", "i <= T"),
@@ -242,7 +245,7 @@ _BACKWARD = [
         "c[None, :] * PADDED + c[:, None]",
     ),
     Mutant(
-        "partials: every second frame",
+        "partials: frames forgotten",
         "fold_frames",
         "tl.sum(tl.reshape(q, (BLOCK_T // (FOLD * APART), FOLD, APART, PADDED)), 1)",
         "tl.sum(tl.reshape(q, (BLOCK_T // (FOLD * APART), FOLD, APART, PADDED)), 1) * 0",

@@ -38,7 +38,7 @@ def message_of(arguments, capsys: pytest.CaptureFixture[str]) -> str:
         ((*TRAIN, "more"), "unknown argument more;"),
         ((*TRAIN, "--learning-rate"), "--learning-rate: expected one argument"),
         (("train", "--out", "run"), "missing --data;"),
-        (("compose", "a.wav", "b.wav"), "missing --checkpoint, --output"),
+        (("compose", "a.wav", "b.wav"), "missing --output"),
         ((*TRAIN, "--learning-rate", -1), "--learning-rate: must be > 0.0 and < inf, got -1"),
         ((*TRAIN, "--learning-rate", "nan"), "--learning-rate: must be > 0.0 and < inf, got nan"),
         ((*TRAIN, "--learning-rate", "inf"), "--learning-rate: must be > 0.0 and < inf, got inf"),

@@ -146,6 +146,22 @@ def test_checkpointing_draws_the_same_again(lean_wanted: bool, by_modules: Calla
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("lean_wanted", [True, False])
+def test_recompute_is_exact_and_keeps_less(lean_wanted: bool, by_modules: Callable[[bool], None]) -> None:
+    """Bit-equal gradients, with dropout; what is kept in the encoder are its layers' inputs."""
+    by_modules(not lean_wanted)
+    agent, x = small(dropout=0.2), windows()
+    found, sizes = [], []
+    for again in (False, True):
+        agent.composer.composer.recompute = again
+        torch.manual_seed(4)
+        output, loss = agent(*x)
+        found.append(torch.autograd.grad(output.sin().sum() + loss, agent.parameters()))
+        sizes.append(kept(agent.composer.composer, torch.randn(2, 40, 16, dtype=torch.float64)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert sizes[1] < 0.3 * sizes[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_autocast_is_no_less_exact(dtype: torch.dtype, by_modules: Callable[[bool], None]) -> None:
     """Errors of gradients under autocast, and of 32-bit weights, against float64: at most those of the modules."""

@@ -68,7 +68,7 @@ def test_what_somebody_else_wrote_stays(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("mine")
     for attempt in (lambda: claim(path, advice="name another -o"), lambda: write_text(path, "ours")):
-        with pytest.raises(UsageError, match="adaptive-window did not write it"):
+        with pytest.raises(UsageError, match="this command did not write it"):
             attempt()
     assert not remove(path)
     assert path.read_text() == "mine"
@@ -153,7 +153,7 @@ def test_what_is_no_place_for_a_file_is_named(tmp_path: Path, kind: str) -> None
 
 def test_a_folder_that_cannot_be_written_is_named(unprivileged: Path) -> None:
     unprivileged.chmod(0o500)
-    with pytest.raises(UsageError, match="no permission to write"):
+    with pytest.raises(UsageError, match="cannot be written"):
         claim(unprivileged / "a.wav")
     unprivileged.chmod(0o700)
 
@@ -219,3 +219,18 @@ def test_the_ledger_says_what_it_is(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "ours")
     first = json.loads((tmp_path / outputs.LEDGER).read_text().splitlines()[0])
     assert "adaptive-window" in first["about"]
+
+
+def test_what_another_kind_of_command_wrote_stays(tmp_path: Path) -> None:
+    """`compose -o RUN/summary.wav` would put its JSON in the place of the run's summary.json."""
+    path = tmp_path / "summary.json"
+    with outputs.acting("train"), outputs.acting("compose"):  # a command within another writes for that
+        write_text(path, "of the run")
+    with outputs.acting("compose"):
+        with pytest.raises(UsageError, match="this command did not write it"):
+            claim(path)
+        outputs.take_over(tmp_path)
+        assert wrote(path)
+    with outputs.acting("train"):
+        assert wrote(path)
+    assert not wrote(path)

@@ -67,6 +67,7 @@ def gradients(trainer, step=0):
     return figures, found
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("spectral", ["latent", "decoded"])
 def test_a_compiled_step_is_the_eager_one(tmp_path, without_inductor, spectral):
     """float64: 1e-9 on the loss and on every parameter's gradient; and where losses decode audio, the agent alone."""
@@ -88,6 +89,7 @@ def test_a_compiled_step_is_the_eager_one(tmp_path, without_inductor, spectral):
         torch.testing.assert_close(grad, wanted_grads[name], rtol=0, atol=1e-9, msg=name)
 
 
+@pytest.mark.proof
 def test_one_compilation_in_a_run_of_fifty_steps(tmp_path, without_inductor):
     """With an epoch whose last batch is filled up, evaluations, checkpoints and a refused step in between."""
     counters.clear()
@@ -101,6 +103,7 @@ def test_one_compilation_in_a_run_of_fifty_steps(tmp_path, without_inductor):
     assert saved.info["mode"] == "agent and losses"
 
 
+@pytest.mark.proof
 def test_the_compiled_weights_are_those_saved(tmp_path, without_inductor):
     trainer = run(make(tmp_path, compile="on", spectral="latent", max_steps=2), tmp_path)
     saved = checkpoint.load_checkpoint(tmp_path / "last.safetensors").model
@@ -110,6 +113,7 @@ def test_the_compiled_weights_are_those_saved(tmp_path, without_inductor):
         assert torch.equal(saved[name], value), name
 
 
+@pytest.mark.proof
 def test_resumed_is_bit_equal_within_a_mode(tmp_path, without_inductor, capsys):
     """With dropout, from a checkpoint in the middle of an epoch."""
     options = {"compile": "on", "spectral": "latent", "clips": 4, "batch_size": 1}
@@ -122,6 +126,7 @@ def test_resumed_is_bit_equal_within_a_mode(tmp_path, without_inductor, capsys):
         assert torch.equal(resumed.agent.state_dict()[name], value), name
 
 
+@pytest.mark.proof
 def test_another_mode_is_told(tmp_path, without_inductor, capsys):
     run(make(tmp_path, max_steps=1, compile="off"), tmp_path)
     run(make(tmp_path, max_steps=2, compile="on", spectral="latent", resume=True), tmp_path)
@@ -162,11 +167,14 @@ def test_where_the_compiler_fails_on_ends(tmp_path, monkeypatch):
 
 def test_auto_leaves_cpus_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", failing)
+    trainer = make(tmp_path, compile=False)  # as YAML reads "off"
+    trainer.take_step(batch_of(trainer), 0)
     trainer = make(tmp_path, compile="auto")
     trainer.take_step(batch_of(trainer), 0)
     assert trainer.take_step.compute.mode == "eager"
 
 
+@pytest.mark.proof
 def test_a_refused_step_under_the_compiler(tmp_path, without_inductor):
     trainer = make(tmp_path, compile="on", spectral="latent")
     trainer.take_step(batch_of(trainer), 0)
