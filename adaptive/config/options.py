@@ -104,7 +104,7 @@ class StepOptions:
 
     workers: WorkerCount = flag(0, "data loader processes")
     num_pairs: PairCount = flag(3, "pairs of windows")
-    learning_rate: PositiveFloat = flag(1e-3, "peak learning rate of AdamW")
+    learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
     spectral: Literal["decoded", "latent"] = flag(
         "decoded", "spectral loss: STFT of decoded audio (log-mel distance for the mel codec), or distance of latents"
     )
@@ -155,10 +155,10 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     dropout: DropoutRate = flag(0.1, "dropout in the agent")
 
     clips_per_song: ClipCount = flag(8, "random clips of every song an epoch")
-    selector_rate: PositiveFloat = flag(0.05, "the selector's learning rate, as a share of --learning-rate")
+    selector_rate: PositiveFloat = flag(1.0, "the selector's learning rate, as a share of --learning-rate")
     weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
     schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
-    warmup_steps: NonNegativeInt = flag(50, "steps of linear warm-up")
+    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
     clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
     precision: Literal["auto", "float32", "bf16", "float64"] = flag(
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"

@@ -39,7 +39,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def parameter_groups(agent: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The selector's parameters, at `selector_rate` of the learning rate, and the others."""
+    """The selector's parameters, at `selector_rate` of the learning rate, and the others; all as one group at 1."""
+    if config.selector_rate == 1.0:
+        return [{"params": list(agent.parameters()), "share": 1.0}]
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in agent.named_parameters():
         groups[name.startswith("window_selector.")].append(parameter)
