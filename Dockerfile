@@ -30,4 +30,3 @@ EXPOSE 7860
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:7860/healthz', timeout=4)"]
 ENTRYPOINT ["adaptive-window", "serve", "--host", "0.0.0.0", "--uploads", "/uploads"]
-CMD ["--checkpoint", "/checkpoint/best.safetensors"]

@@ -204,8 +204,10 @@ def print_tables(config: DemoConfig, metrics: dict[str, Any]) -> None:
         found = "so the windows differ by it" if tempo["found"] else "too little to go by"
         print(f"the input is {tempo['ratio']:.2f} times as slow as the target (fit {tempo['fit']:.2f}: {found})")
     print(LISTEN if metrics["first"] else "")
+    seconds = metrics["seconds_per_step"]  # none where a demo was resumed and no step was left
+    pace = "" if seconds is None else f" of {seconds:.2f} s"
     print(
-        f"{metrics['steps']} steps of {metrics['seconds_per_step']:.2f} s, codec {metrics['codec']}, "
+        f"{metrics['steps']} steps{pace}, codec {metrics['codec']}, "
         f"held-out loss {metrics['best_held_out_loss']:.4f}; {metrics['seconds']:.0f} s in all; see {config.out}\n"
     )
 

@@ -50,7 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "hotter": HOTTER,
     "still": HOTTER,
     "regrooved": {**HOTTER, "rhythm_from": "input", "harmony_from": "target"},
-    "default": {"learning_rate": 2e-3},
+    "default": {"learning_rate": 2e-3, "warmup_steps": 50, "selector_rate": 0.05, "novelty_after": 0.3},
 }
 GAIN = {"still": 8.0}
 PULLED = ("start_input", "start_target", "ratio_input", "ratio_target")

@@ -272,14 +272,25 @@ def write_audio(
         raise AudioError(path, f"cannot be written ({reason})") from error
 
 
+_named: set[str] = set()
+
+
 def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
-    """Every file below `folder` with one of `AUDIO_SUFFIXES` (any case), sorted.
+    """What `list_audio` lists; of the files that are not read a warning says the count and kinds, once a process."""
+    found, others = list_audio(folder)
+    if others and (text := f"{os.fspath(folder)!r}: {others}") not in _named:  # a run lists its data twice
+        _named.add(text)
+        log.warning("%s", text)
+    return found
+
+
+def list_audio(folder: str | os.PathLike[str]) -> tuple[list[Path], str]:
+    """Every file below `folder` with one of `AUDIO_SUFFIXES` (any case), sorted; and what to say of `OTHER_SUFFIXES`.
 
     What a command of ours composed, cut or decoded is left out, which a warning says: a run in the data folder does not
-    train on its own examples. Files of `OTHER_SUFFIXES` are counted in a warning, once for each folder. Hidden files
-    and folders are skipped; links are followed, each folder once, so that loops end. What stands there under such a
-    name without being audio is listed as well: reading it says what is wrong. Raises `AudioError` where `folder` is no
-    folder or cannot be listed.
+    train on its own examples. Hidden files and folders are skipped; links are followed, each folder once, so that loops
+    end. What stands there under such a name without being audio is listed as well: reading it says what is wrong.
+    Raises `AudioError` where `folder` is no folder or cannot be listed.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -311,20 +322,12 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
             "%r: %d audio files that adaptive-window wrote itself are left out (%r%s)",
             *(str(folder), len(made), str(min(made)), ", ..." * (len(made) > 1)),
         )
-    _name_others(folder, others)
-    return sorted(found)
+    return sorted(found), _say_others(others)
 
 
-_named: set[tuple[Path, int]] = set()
-
-
-def _name_others(folder: Path, others: Counter[str]) -> None:
-    count = others.total()
-    if not others or (folder, count) in _named:  # a run lists its data twice
-        return
-    _named.add((folder, count))
-    kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items()))
-    log.warning(
-        "%r: %d file%s of kinds that are not read left out (%s): %s",
-        str(folder), count, "s" * (count > 1), kinds, _CONVERT.format("them" if count > 1 else "it", min(others)),
-    )  # fmt: skip
+def _say_others(others: Counter[str]) -> str:
+    if not others:
+        return ""
+    count, kinds = others.total(), ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items()))
+    them, plural = ("them", "s") if count > 1 else ("it", "")
+    return f"{count} file{plural} of kinds that are not read left out ({kinds}): {_CONVERT.format(them, min(others))}"

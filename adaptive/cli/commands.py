@@ -30,13 +30,14 @@ def demo(config: DemoConfig) -> None:
 def encode(config: EncodeConfig) -> None:
     from ..audio.cache import LatentCache
     from ..audio.codec import load_codec
-    from ..audio.files import AUDIO_SUFFIXES, find_audio
+    from ..audio.files import AUDIO_SUFFIXES, list_audio
     from ..device import choose_device
 
     device = choose_device(config.device)
-    paths = find_audio(config.data)
+    paths, others = list_audio(config.data)
+    others = f"; {others}" if others else ""
     if not paths:
-        raise UsageError(f"no audio under {config.data} (searched for {' '.join(AUDIO_SUFFIXES)})")
+        raise UsageError(f"no audio under {config.data} (searched for {' '.join(AUDIO_SUFFIXES)}){others}")
     codec = load_codec(config.codec, weights=config.weights, random=config.random_codec, device=str(device))
     folder = cache_folder(config.cache)
     frames, bad = LatentCache(folder, codec).encode_all(paths, progress=True)
@@ -44,7 +45,7 @@ def encode(config: EncodeConfig) -> None:
         print(f"skipped {str(path)!r}: {reason}", file=sys.stderr)
     if not frames:
         raise UsageError(f"none of the {len(bad)} audio files under {config.data} can be encoded")
-    print(f"{len(frames)} files as {codec.name} latents in {folder}, {len(bad)} skipped")
+    print(f"{len(frames)} files as {codec.name} latents in {folder}, {len(bad)} skipped{others}")
 
 
 def train(config: TrainConfig) -> None:

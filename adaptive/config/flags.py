@@ -17,7 +17,8 @@ def flag(default: Any = dataclasses.MISSING, text: str = "", **metadata: Any) ->
     """A dataclass field that is a command-line flag with this help.
 
     Metadata that other parts know: `short`, the flag's short name; `reads`, that the command reads the file or folder
-    which is named (`reads` below); `once`, that it is meant for one call, and is not saved with a run's options.
+    which is named (`reads` below); `word`, a value of a path's that is no path; `once`, that it is meant for one call,
+    and is not saved with a run's options.
     """
     return dataclasses.field(default=default, metadata={"help": text, **metadata})
 
@@ -102,7 +103,8 @@ def to_yaml(config: Any) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not (field.metadata.get("config_file") or field.metadata.get("once")):
-            saved[field.name] = os.path.abspath(value) if isinstance(value, Path) else plain(value)
+            file = isinstance(value, Path) and str(value) != field.metadata.get("word")
+            saved[field.name] = os.path.abspath(value) if file else plain(value)
     return yaml.safe_dump(saved, sort_keys=False)
 
 

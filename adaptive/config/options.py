@@ -104,7 +104,7 @@ class StepOptions:
 
     workers: WorkerCount = flag(0, "data loader processes")
     num_pairs: PairCount = flag(3, "pairs of windows")
-    learning_rate: PositiveFloat = flag(1e-3, "peak learning rate of AdamW")
+    learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
     spectral: Literal["decoded", "latent"] = flag(
         "decoded", "spectral loss: STFT of decoded audio (log-mel distance for the mel codec), or distance of latents"
     )
@@ -140,7 +140,10 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     worker_start: Literal["fork", "spawn"] = flag("fork", "how they start: quickly, or as fresh interpreters")
 
     init: Path | None = flag(
-        None, "checkpoint whose weights to begin with, or `default`: those that the package brings", reads=True
+        None,
+        "checkpoint whose weights to begin with, or `default`: those that the package brings",
+        reads=True,
+        word="default",
     )
     selector: Literal["content", "mlp", "correlation"] = flag(
         "content",
@@ -152,10 +155,10 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     dropout: DropoutRate = flag(0.1, "dropout in the agent")
 
     clips_per_song: ClipCount = flag(8, "random clips of every song an epoch")
-    selector_rate: PositiveFloat = flag(0.05, "the selector's learning rate, as a share of --learning-rate")
+    selector_rate: PositiveFloat = flag(1.0, "the selector's learning rate, as a share of --learning-rate")
     weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
     schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
-    warmup_steps: NonNegativeInt = flag(50, "steps of linear warm-up")
+    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
     clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
     precision: Literal["auto", "float32", "bf16", "float64"] = flag(
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
@@ -253,7 +256,9 @@ class RefineConfig(CommandOptions, PlaceOptions, ClipOptions, CodecOptions, Outp
 class ServeConfig(CommandOptions, WeightsOptions):
     """Everything that `adaptive-window serve` can be told."""
 
-    checkpoint: Path | None = flag(None, "checkpoint of a training run (OUT/best.safetensors)", reads=True)
+    checkpoint: Path | None = flag(
+        None, "checkpoint of a training run, OUT/best.safetensors (default: the package's weights)", reads=True
+    )
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 for every network, best behind a proxy with TLS")
     port: Port = flag(7860, "port to listen on; 0 for any free one")
     auth: str | None = flag(None, "USER:PASSWORD-FILE: ask for this name, and the password in the file's first line")

@@ -185,7 +185,7 @@ def measured(
         for clip, name, frames in ((session.x, "input", latents.shape[-1]), (session.y, "target", latents.shape[-1]))
     ]
     pattern = pattern.to(cuts[0].device)[:, None, :, : cuts[0].shape[-1]].expand_as(cuts[0])
-    found = music_measures(pattern, *cuts, listen.classes, listen.slow)
+    found = music_measures(pattern, cuts[0], cuts[1], listen.classes, listen.slow)
     return {name: float(value.mean()) for name, value in found.items()}
 
 

@@ -247,6 +247,10 @@ class CompositionalCreativeAgent(nn.Module):
         terms = novelty_terms(output, x_input, x_target, logits, self.novelty)
         return output, agent_loss(terms.mean(0)) if wanted == "loss" else terms
 
+    def compose_with_terms(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
+        """`self(x_input, x_target, "terms")`."""
+        return self(x_input, x_target, "terms")
+
     def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
         stacked = torch.cat([*self.input_extractor(x_input), *self.target_extractor(x_target)], dim=1)
         return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self._logits(stacked)

@@ -12,7 +12,6 @@ import torch
 from ..audio.files import write_audio
 from ..audio.synthesis import synthesize_pair
 from ..config import ServeConfig
-from ..errors import UsageError
 from ..inference.compose import Engine, open_engine
 from .composing import Wish, compose
 from .jobs import Jobs, Step
@@ -66,12 +65,11 @@ def open_studio(config: ServeConfig, uploads: Uploads, jobs: Jobs) -> Studio:
         UsageError, CodecUnavailable: each names the file or option at fault.
     """
     torch.set_num_threads(1)  # one job a core: more threads for each would only wait for one another
-    if config.checkpoint is None:
-        raise UsageError("name a checkpoint: --checkpoint RUN/best.safetensors, which `adaptive-window train` makes")
     engine = open_engine(
         config.checkpoint, weights=config.weights, random_codec=config.random_codec, device=config.device
     )
-    studio = Studio(engine, config.checkpoint.name, uploads, jobs, config.waiting, config.keep_minutes)
+    weights = "default" if config.checkpoint is None else config.checkpoint.name  # of the file alone: visitors see it
+    studio = Studio(engine, weights, uploads, jobs, config.waiting, config.keep_minutes)
     folder = uploads.job("warm-up")
     noise = np.random.default_rng(0).normal(0, 0.1, round(engine.codec.sample_rate * engine.clip_seconds) + 1)
     write_audio(folder / "noise.wav", noise, engine.codec.sample_rate)

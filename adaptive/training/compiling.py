@@ -26,7 +26,6 @@ from ..errors import UsageError
 from .objective import Objective
 
 EAGER = "eager"
-ON_CPU = "on CPUs the products take the time, and compiling gains little: compare seconds_per_step with --compile off"
 
 
 class Loss(NamedTuple):
@@ -75,21 +74,24 @@ class Forward:
         self.mode = EAGER
         self.graphs = False  # whether compiled parts are replayed as CUDA graphs
         self._compiled: Callable[..., Loss] | None = None
-        self._began: float | None = None
+        self.first = False  # whether the next step is the one that compiles
+        self._began = 0.0
         if self.must or (wanted == "auto" and device.type == "cuda"):
             self._prepare()
 
     def __call__(self, x: Tensor, y: Tensor, taken: int) -> Loss:
         if self._compiled is None:
-            return loss_of(self.forward, self.objective, self.autocast)(x, y, taken)
+            return self.eagerly(x, y, taken)
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
         return self._compiled(x, y, taken)
 
-    @property
-    def first(self) -> bool:
-        """Whether the next step is the one that compiles."""
-        return self._began is not None
+    def eagerly(self, x: Tensor, y: Tensor, taken: int) -> Loss:
+        return loss_of(self.forward, self.objective, self.autocast)(x, y, taken)
+
+    def begin(self) -> None:
+        """Before the first compiled call."""
+        self._began = time.perf_counter()
 
     def settle(self, error: Exception | None = None) -> None:
         """After the first step, which took or raised `error`: says what was compiled, or why it was not.
@@ -97,13 +99,10 @@ class Forward:
         Raises:
             CompileError: it was not, and `--compile on` asked for it.
         """
-        assert self._began is not None  # settled once
-        seconds, self._began = time.perf_counter() - self._began, None
+        seconds, self.first = time.perf_counter() - self._began, False
         if error is None:
             graphs = ", replayed as CUDA graphs" if self.graphs else ""
             note(f"compiled: {self.mode}, with the backward pass, in {seconds:.0f} s ({_kernels()}{graphs})")
-            if self.device.type == "cpu":
-                note(ON_CPU)
             return
         self._compiled, compiled, self.mode = None, self.mode, EAGER
         reason = str(error).strip().splitlines() or [""]
@@ -113,7 +112,7 @@ class Forward:
         note(f"{message}: going on eagerly, in about twice the time")
 
     def _prepare(self) -> None:
-        self._began = time.perf_counter()
+        self.first = True
         from torch._inductor import metrics
 
         metrics.reset()

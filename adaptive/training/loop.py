@@ -68,7 +68,8 @@ class Trainer:
         self.stop = stop or StopSignals()
         device = choose_device(config.device)
         seed_all(config.seed)
-        initial = distributed.main_first(lambda: load_initial(config.init)) if config.init is not None else None
+        init = config.init
+        initial = None if init is None else distributed.main_first(lambda: load_initial(init))
         arguments: dict[str, Any] = {
             "encoding_dim": codec.dim,
             "num_pairs": config.num_pairs,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+from ..console import note
 from . import distributed
 from .compiling import Forward, Loss
 from .objective import Objective
@@ -37,7 +39,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def parameter_groups(agent: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The selector's parameters, at `selector_rate` of the learning rate, and the others."""
+    """The selector's parameters, at `selector_rate` of the learning rate, and the others; all as one group at 1."""
+    if config.selector_rate == 1.0:
+        return [{"params": list(agent.parameters()), "share": 1.0}]
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in agent.named_parameters():
         groups[name.startswith("window_selector.")].append(parameter)
@@ -161,19 +165,31 @@ class Stepper:
             found.loss.backward()
             return found
         random = random_state(self.device)
-        failure = None
-        try:
-            found = self.compute(x, y, taken)
+
+        def timed(compute: Callable[[Tensor, Tensor, int], Loss]) -> tuple[Loss, float]:
+            restore_random(random, self.device)  # every try begins where the first did
+            self._statistics.put_back(before, torch.ones((), device=self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            began = time.perf_counter()
+            found = compute(x, y, taken)
             found.loss.backward()
+            return found, time.perf_counter() - began
+
+        compare = self.device.type == "cpu"  # where it is not known to gain
+        eager = timed(self.compute.eagerly)[1] if compare else None
+        self.compute.begin()
+        try:
+            found, seconds = timed(self.compute)
+            if compare:
+                found, seconds = timed(self.compute)
         except Exception as error:  # whatever a compiler raises
-            failure = error
-        self.compute.settle(failure)
-        if failure is None:
-            return found
-        restore_random(random, self.device)
-        self._statistics.put_back(before, torch.ones((), device=self.device))
-        self.optimizer.zero_grad(set_to_none=True)
-        return self._differentiated(x, y, taken, before)
+            self.compute.settle(error)
+            return timed(self.compute)[0]
+        self.compute.settle()
+        if eager is not None:
+            gain = "gains" if seconds < 0.97 * eager else "gains nothing, --compile off does as well"
+            note(f"on this CPU a compiled step takes {seconds:.2f} s, an eager one {eager:.2f}: compiling {gain}")
+        return found
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         wanted = self.config.precision

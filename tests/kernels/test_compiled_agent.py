@@ -1,4 +1,4 @@
-"""torch.compile(fullgraph=True) of the whole agent in training, forward and backward, on either backend."""
+"""torch.compile(fullgraph=True) of the whole agent in training, forward and backward, on every backend."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 import torch
 from agent_cases import CHANNELS, FRAMES, small_agent
 from torch import Tensor
+
+from adaptive_window.kernels.native import library
 
 
 def step(agent: torch.nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -34,11 +36,13 @@ def compare(backend: str, compiler: str, device: torch.device, tolerance: float)
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("backend", ["triton", "native", "reference"])
 def test_one_graph(backend: str, device: torch.device) -> None:
     if backend == "triton":
         pytest.importorskip("triton")
-    compare(backend, "aot_eager", device, 1e-5)
+    if backend == "native" and library.why_not() is not None:
+        pytest.skip(f"no compiled CPU kernels: {library.why_not()}")
+    compare(backend, "aot_eager", torch.device("cpu") if backend == "native" else device, 1e-5)
 
 
 @pytest.mark.proof

@@ -196,9 +196,9 @@ def test_two_passes_are_bit_equal(device: torch.device) -> None:
     ("needs", "names"),
     [
         ((True, False, False), ["resample_dx"]),
-        ((False, True, False), ["resample_position_gradient"]),
-        ((False, False, True), ["resample_position_gradient"]),
-        ((True, True, True), ["resample_dx", "resample_position_gradient"]),
+        ((False, True, False), ["resample_position_gradient", "finish_places"]),
+        ((False, False, True), ["resample_position_gradient", "finish_places"]),
+        ((True, True, True), ["resample_dx", "resample_position_gradient", "finish_places"]),
     ],
 )
 def test_nothing_is_computed_that_nobody_asked_for(

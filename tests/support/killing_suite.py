@@ -173,7 +173,7 @@ def check_three_products() -> None:
 
 
 def check_poisoned_windows() -> None:
-    """NaN in one window's start leaves the others' values and gradients alone."""
+    """NaN in one window's start leaves the others' values and gradients alone, and spoils two frames of the clip's."""
     x = torch.randn(1, 3, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     start = torch.tensor([[4.3173, math.nan, 20.1291]], dtype=torch.float64)
     ratio = torch.tensor([[1.2037, 1.0, 0.7013]], dtype=torch.float64)
@@ -182,6 +182,7 @@ def check_poisoned_windows() -> None:
     want = gradients(resample_windows, [x, start, ratio], 11, "reference")
     assert got[0][:, 1].isnan().all()
     torch.testing.assert_close(got[0][:, kept], want[0][:, kept], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-10, atol=1e-10, equal_nan=True)
     for mine, theirs in zip(got[2:], want[2:], strict=True):
         torch.testing.assert_close(mine[:, kept], theirs[:, kept], rtol=1e-10, atol=1e-10)
         assert mine[:, 1].isnan().all()

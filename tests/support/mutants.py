@@ -59,7 +59,10 @@ class Mutant:
     def _find(self, kernels: Path) -> tuple[Path, ast.Module, ast.FunctionDef]:
         found = []
         for path in sorted(kernels.rglob("*.py")):
-            tree = ast.parse(path.read_text())
+            text = path.read_text()
+            if f"def {self.function.rpartition('.')[2]}(" not in text:  # parsing takes the longest
+                continue
+            tree = ast.parse(text)
             for owner in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
                 prefix = "" if isinstance(owner, ast.Module) else f"{owner.name}."
                 for node in owner.body:

@@ -156,10 +156,21 @@ def test_a_song_of_another_kind_says_what_converts_it(tmp_path):
         read_audio(tmp_path / "a.m4a", RATE)
 
 
-def test_encode_names_other_kinds(tmp_path, capsys, caplog, monkeypatch):
-    monkeypatch.setattr(files, "_named", set())
+def test_encode_names_other_kinds(tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", song(1), RATE)
     (tmp_path / "b.m4a").write_bytes(b"?")
+    assert run("encode", "--data", tmp_path, "--cache", tmp_path / "cache") == 0
+    assert "0 skipped; 1 file of kinds that are not read left out (1 .m4a): convert it" in capsys.readouterr().out
+    (tmp_path / "a.wav").unlink()
+    assert run("encode", "--data", tmp_path, "--cache", tmp_path / "cache") == 2
+    assert "1 file of kinds that are not read left out (1 .m4a)" in capsys.readouterr().err
+
+
+def test_train_names_other_kinds(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(files, "_named", set())
+    (tmp_path / "songs").mkdir()
+    (tmp_path / "songs" / "b.wma").write_bytes(b"?")
     with caplog.at_level(logging.WARNING):
-        assert run("encode", "--data", tmp_path, "--cache", tmp_path / "cache") == 0
-    assert any("1 file of kinds that are not read left out (1 .m4a): convert it" in text for text in caplog.messages)
+        assert run("train", "--data", tmp_path / "songs", "--out", tmp_path / "run") == 2
+    assert any("1 file of kinds that are not read left out (1 .wma): convert it" in text for text in caplog.messages)
+    assert "no audio" in capsys.readouterr().err

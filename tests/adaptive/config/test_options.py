@@ -110,6 +110,7 @@ def test_what_is_saved_is_absolute_and_for_every_call(tmp_path, monkeypatch):
     values = TrainConfig(data=Path("songs"), out=Path("../run"), resume=True, force=True, config=(Path("c.yaml"),))
     saved = yaml.safe_load(config.to_yaml(values))
     assert saved["data"] == str(tmp_path / "songs")
+    assert yaml.safe_load(config.to_yaml(dataclasses.replace(values, init=Path("default"))))["init"] == "default"
     assert saved["out"] == str(tmp_path.parent / "run")
     assert not {"resume", "force", "config"} & set(saved)
     path = tmp_path / "saved.yaml"

@@ -18,6 +18,8 @@ from adaptive_window.config import ComposeConfig
 from adaptive_window.inference import compose
 from adaptive_window.inference.compose import compose_clips, draw_windows, open_session, write_composition
 from adaptive_window.model.agent import AdaptiveWindowCreativeAgent
+from adaptive_window.model.content_selector import ContentSelector
+from adaptive_window.model.correlation_selector import CorrelationSelector
 from adaptive_window.model.selector import WindowSelector
 from adaptive_window.training import evaluation
 from adaptive_window.training.logging import RunLog
@@ -28,14 +30,14 @@ from adaptive_window.training.loop import Trainer
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Every call of the selector: its mode, and the windows that it gave."""
     made: list[dict[str, Any]] = []
-    forward = WindowSelector.forward
+    for kind in (WindowSelector, CorrelationSelector, ContentSelector):
 
-    def watched(self: WindowSelector, *clips: Tensor) -> dict[str, Tensor]:
-        windows = forward(self, *clips)
-        made.append({"training": self.training} | {name: value.detach().clone() for name, value in windows.items()})
-        return windows
+        def watched(self: Any, *clips: Tensor, forward: Any = kind.forward) -> dict[str, Tensor]:
+            windows: dict[str, Tensor] = forward(self, *clips)
+            made.append({"training": self.training} | {name: v.detach().clone() for name, v in windows.items()})
+            return windows
 
-    monkeypatch.setattr(WindowSelector, "forward", watched)
+        monkeypatch.setattr(kind, "forward", watched)
     return made
 
 
