@@ -55,6 +55,7 @@ TEST = [
     "playwright>=1.48",
     "pytest>=8.2",
     "pytest-benchmark>=5.0",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "scipy>=1.11",
 ]

@@ -98,7 +98,7 @@ TESTS=90 TUNE=120
 ((BUDGET < 400)) && TESTS=60 TUNE=60
 part compile 60 "$PYTHON" benchmarks/tune.py --compile --first 0
 # with a kernel on the device: compile checks and what needs no GPU run elsewhere, and compiling is most of the time here
-part tests "$TESTS" "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider -m "device and not proof" "${WORKERS[@]}"
+part tests "$TESTS" "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra --strict-markers" -m "device and not proof" "${WORKERS[@]}"
 SHOW=40 part ops 50 "${RUN[@]}" --parts ops --batch 1 32 --frame-rates 50 --seconds 2 --providers "${EAGER[@]}"
 SHOW=40 part kernels 30 "${RUN[@]}" --parts kernels
 part host 30 "$PYTHON" benchmarks/host.py --json "$OUT/host.json"

@@ -1,7 +1,7 @@
 """Regression tracking with pytest-benchmark: every provider, forward and both directions.
 
-    pytest benchmarks -m proof --benchmark-autosave            # then, after a change:
-    pytest benchmarks -m proof --benchmark-compare
+    pytest benchmarks -n 0 -m proof --benchmark-autosave            # then, after a change:
+    pytest benchmarks -n 0 -m proof --benchmark-compare
 
 A provider is timed only after it passed the parity check; one that cannot run here is skipped with its reason.
 """

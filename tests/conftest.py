@@ -25,7 +25,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(min(4, os.cpu_count() or 1))  # small tensors: more threads only wait for each other
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # that share the cores
+    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // workers)))  # small tensors: more threads only wait
 
 MUSIC_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "audio"
 MUSIC_SUFFIXES = {".ogg", ".flac", ".wav", ".mp3"}
