@@ -185,7 +185,7 @@ def measure(x: Tensor, y: Tensor, tempos: np.ndarray | None = None) -> tuple[dic
             resample_windows(clip, chosen[f"start_{name}"], chosen[f"ratio_{name}"], patterns.shape[-1])
             for clip, name in ((a, "input"), (b, "target"))
         ]
-        found = music_measures(patterns, *cuts, listen.classes, listen.slow)
+        found = music_measures(patterns, cuts[0], cuts[1], listen.classes, listen.slow)
         rows.append({name: float(value.mean()) for name, value in found.items()})
         for name in COLUMNS:
             windows[name].append(chosen[name].numpy())
