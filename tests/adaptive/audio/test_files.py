@@ -153,7 +153,7 @@ from adaptive_window.audio.codec import load_codec
 from adaptive_window.inference import compose, refine_songs
 
 codec = load_codec("mel")
-engine = compose.Engine(None, codec, 1200, False)
+engine = compose.Engine(None, codec, 1200, False, "")
 def read(path, at):
     codec.encode(compose.read_clip(path, at, engine)[None])
     refine_songs.read_clip(path, at, 24.0, 16.0, codec)
