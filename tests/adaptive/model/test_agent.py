@@ -292,5 +292,5 @@ def test_wrong_inputs() -> None:
         agent(x.long(), y)
     with pytest.raises(ValueError, match="window_frames must be at most 2000"):
         AdaptiveWindowCreativeAgent(window_frames=2001)
-    with pytest.raises(ValueError, match="selector must be 'mlp' or 'correlation', got 'best'"):
+    with pytest.raises(ValueError, match="selector must be 'mlp', 'correlation' or 'content', got 'best'"):
         AdaptiveWindowCreativeAgent(selector="best")
