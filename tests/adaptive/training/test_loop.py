@@ -255,6 +255,7 @@ def test_figures_are_read_when_the_next_step_is_queued(tmp_path):
         events.append(f"queue {taken + 1}")
         return Record(take_step(batch, taken))
 
+    queued.compute = take_step.compute
     trainer.take_step = queued
     trainer.save = lambda name: (events.append("save"), save(name))[1] if name == "last.safetensors" else save(name)
     trainer._evaluate = lambda: (events.append("evaluate"), evaluate())[1]

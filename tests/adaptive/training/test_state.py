@@ -170,8 +170,8 @@ def test_options_newer_than_a_checkpoint_have_todays_defaults(tmp_path):
     saved = load_checkpoint(tmp_path / LAST)
     for name in ("novelty", "selector", "max_strength"):
         del saved.info["agent"][name]
-    state.give_state(build(small_config(tmp_path, max_steps=1)), saved, tmp_path)
-    other = build(small_config(tmp_path, max_steps=1, novelty="corrected"))
+    state.give_state(build(small_config(tmp_path, max_steps=1)).state, saved, tmp_path)
+    other = build(small_config(tmp_path, max_steps=1, novelty="corrected")).state
     with pytest.raises(CheckpointError, match="its novelty is original, this run's is corrected"):
         state.give_state(other, saved, tmp_path)
 
