@@ -164,7 +164,7 @@ def _resampled(path: Path, sound: soundfile.SoundFile, sample_rate: int) -> Iter
     if sound.samplerate != sample_rate:
         convert = soxr.ResampleStream(sound.samplerate, sample_rate, 1, dtype="float32", quality="HQ")
     size = min(round(_BLOCK_SECONDS * sound.samplerate), _BLOCK_VALUES // sound.channels)
-    read = sound.tell()
+    read = sound.tell() if sound.seekable() else 0  # asking a file that cannot be sought where it is raises
     while True:
         try:
             block = sound.read(size, dtype="float32", always_2d=True)  # [n, channels]

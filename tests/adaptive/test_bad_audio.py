@@ -151,6 +151,7 @@ def test_more_than_5_percent_bad_ends_the_run_with_the_list(
     assert not (out / "last.safetensors").exists()
 
 
+@pytest.mark.proof
 def test_training_goes_on_with_the_rest_and_without_files_that_are_deleted(
     songs: Path,
     tmp_path: Path,
@@ -174,6 +175,7 @@ def test_training_goes_on_with_the_rest_and_without_files_that_are_deleted(
     assert "5 training and 1 held-out songs" in capsys.readouterr().err
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_cache_that_is_deleted_during_the_run_is_named_and_the_run_goes_on_later(
     good: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,7 @@ def test_nothing_is_timed_where_they_disagree(monkeypatch):
         step_variants.main(options(variant=None), small, batch, lambda *arguments: 1e-3)
 
 
+@pytest.mark.proof
 def test_training_learns(tmp_path, monkeypatch):
     """The songs that it is trained on, held out as well: within so few steps it knows no others."""
     own = step_training.songs

@@ -50,6 +50,7 @@ CASES = [name + kind for name in FUNCTIONS for kind in ("", "_backward")]
 BACKENDS = ["triton", pytest.param("native", marks=native_only)]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(name: str, backend: str, device: torch.device) -> None:
@@ -109,6 +110,7 @@ def test_compiles_to_one_graph(name: str, dynamic: bool, device: torch.device) -
     assert [one.name for one in traced] == wanted_names
 
 
+@pytest.mark.proof
 @native_only
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dynamic", [False, True])

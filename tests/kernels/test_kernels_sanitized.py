@@ -63,6 +63,7 @@ def test_cases_cover_what_matters() -> None:
             assert case.absurd or bool(finite)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", HUGE)
 def test_beyond_32_bits(name: str) -> None:
     planned = launches(HUGE[name], torch.float32)

@@ -98,6 +98,7 @@ def test_zero_tensors_are_zeros(name: str, n: int, backend: str) -> None:
     assert torch.equal(function(*(zeros if m == n else v for m, v in enumerate(given))), wanted)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_turned_signs(name: str, backend: str) -> None:

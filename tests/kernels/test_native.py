@@ -150,6 +150,7 @@ def test_float32_is_as_good_as_pytorch(pairs: int) -> None:
         assert float((o - w).norm()) <= 2 * float((t - w).norm()) + rounding, name
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("flags", ["", "-mavx2 -mfma -fsanitize=undefined -fno-sanitize-recover=all"])
 def test_other_builds(flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

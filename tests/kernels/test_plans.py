@@ -53,6 +53,7 @@ def test_addresses_say_the_same_as_tensors(name: str) -> None:
     assert [n for n, _ in starts[: len(starts) // 2]] == [n for n, _ in starts[len(starts) // 2 :]]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("channels", [5, 130])
 def test_many_channels_too(channels: int) -> None:
     """130: steps that PyTorch does are bound as well."""

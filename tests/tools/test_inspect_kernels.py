@@ -200,12 +200,14 @@ class TestShippedKernels:
                     assert report["tensor_core_instructions"] > 0, report
 
 
+@pytest.mark.proof
 def test_an_interpreting_process_hands_over_to_one_that_compiles() -> None:
     done = command("--json", "resample_dx", "float32", "tf32", "resample_windows", TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     assert [report["kernel"] for report in json.loads(done.stdout)] == ["resample_dx"]
 
 
+@pytest.mark.proof
 def test_table_and_wrong_arguments() -> None:
     done = command("nothing of this name")
     assert done.returncode == 2

@@ -254,6 +254,7 @@ print(*frames, round(peak() - before))
 """
 
 
+@pytest.mark.proof
 def test_ten_hours_take_no_more_memory_than_one_minute(tmp_path: Path) -> None:
     """288 million samples, 1.1 GB as float32, and latents of 230 MB; the file is sparse."""
     rate, files = 8000, []

@@ -11,6 +11,7 @@ CASES = 500
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(fuzz_audio.__file__).parent), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.proof
 def test_500_damaged_files() -> None:
     """`make fuzz` reads 10,000. What reading adds to the process stays far below what damaged headers claim."""
     found = fuzz_audio.fuzz(range(CASES), ENVIRONMENT)
@@ -51,6 +52,7 @@ if "--child" in sys.argv:
 """
 
 
+@pytest.mark.proof
 def test_what_kills_hangs_or_surprises_is_found(tmp_path: Path) -> None:
     """A reader with four faults: each is named with its case, and the files behind it are read."""
     (tmp_path / "sitecustomize.py").write_text(FAULTY_READER)  # which every Python that finds it runs first

@@ -104,6 +104,7 @@ def test_saved_config_reproduces_the_run(trained, tmp_path, capsys):
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
+@pytest.mark.proof
 def test_resume_goes_on(trained, tmp_path, songs, cache):
     out = tmp_path / "out"
     shared = ["train", "--data", songs, "--out", out, "--cache", cache, "--batch-size", 1, *SHORT]

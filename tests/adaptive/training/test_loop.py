@@ -78,6 +78,7 @@ def test_the_last_batch_is_filled_from_the_epochs_beginning(count, batch_size):
     assert len(used) - count < batch_size
 
 
+@pytest.mark.proof
 def test_loss_falls_on_structure_and_not_on_white_noise(tmp_path):
     """Held-out error over that of the best constant: far below 1 where frames share structure, near 1 for noise."""
 
@@ -222,6 +223,7 @@ def test_an_unwritable_folder_is_found_before_the_first_step(tmp_path, monkeypat
     assert steps == []
 
 
+@pytest.mark.proof
 def test_a_damaged_last_costs_only_the_steps_since_the_one_before(tmp_path, capsys):
     straight = train(small_config(tmp_path / "straight", max_steps=6))
     train(small_config(tmp_path / "damaged", max_steps=4, save_every=1))
@@ -268,6 +270,7 @@ def test_figures_are_read_when_the_next_step_is_queued(tmp_path):
     assert [entry["step"] for entry in entries if "train/loss" in entry] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.proof
 def test_interrupt_saves_and_can_be_resumed(tmp_path, monkeypatch):
     calls = []
     original = Stepper.__call__

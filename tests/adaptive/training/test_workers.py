@@ -80,6 +80,7 @@ def test_batches_do_not_depend_on_the_workers(songs: Path, tmp_path: Path, start
             assert one["input_file"] == other["input_file"]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_draw_from_seeds_of_their_own_and_live_on(start: Literal["fork", "spawn"]) -> None:
     """For whatever may draw in a worker one day: no two workers, ranks or seeds draw alike; a seed draws the same."""
@@ -100,6 +101,7 @@ def test_workers_draw_from_seeds_of_their_own_and_live_on(start: Literal["fork",
     assert len(set(values)) == len(values) == 12
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_a_dead_worker_ends_the_run_and_is_named(
     songs: Path,
