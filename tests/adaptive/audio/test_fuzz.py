@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import fuzz_audio
+import pytest
 
 CASES = 500
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(fuzz_audio.__file__).parent), "OMP_NUM_THREADS": "1"}
