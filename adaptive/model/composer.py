@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..losses.signals import wide
 from . import lean
 from .encoder import Encoder
 from .plain import is_plain
@@ -138,10 +139,10 @@ def novelty_terms(output: Tensor, x_input: Tensor, x_target: Tensor, logits: Ten
     """
     if novelty == "corrected":
         cos_input, cos_target = (_cosine(output, x).square().mean(1) for x in (x_input, x_target))
-        weights = torch.softmax(_wide(logits), dim=1).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2], summing to 1
+        weights = torch.softmax(wide(logits), dim=1).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2], summing to 1
         return torch.stack([cos_input, cos_target, (weights[:, 0] - weights[:, 1]).abs()], dim=1)
     cos_input, cos_target = (_cosine(output, x).mean(1) for x in (x_input, x_target))
-    sums = _wide(logits).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2]: the input's three, the target's three
+    sums = wide(logits).mean(2).unflatten(1, (2, 3)).sum(2)  # [N, 2]: the input's three, the target's three
     return torch.stack([cos_input, cos_target, sums[:, 0] - sums[:, 1]], dim=1)
 
 
@@ -272,8 +273,8 @@ class CompositionalCreativeAgent(nn.Module):
         """
         with evaluating(self):
             components, logits = self(x_input, x_target, "components")
-        energies = _wide(components).square().mean((0, 2, 3)).sqrt()
-        weights = torch.softmax(_wide(logits), dim=1).mean((0, 2))
+        energies = wide(components).square().mean((0, 2, 3)).sqrt()
+        weights = torch.softmax(wide(logits), dim=1).mean((0, 2))
         statistics = {f"{name}_energy": value for name, value in zip(COMPONENTS, energies.tolist(), strict=True)}
         return statistics | {f"{name}_weight": value for name, value in zip(COMPONENTS, weights.tolist(), strict=True)}
 
@@ -290,10 +291,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine over channels of each frame: `[N, C, W]` twice -> `[N, W]`."""
-    return F.cosine_similarity(_wide(a), _wide(b), dim=1, eps=COSINE_EPS)
+    return F.cosine_similarity(wide(a), wide(b), dim=1, eps=COSINE_EPS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def open_studio(config: ServeConfig, uploads: Uploads, jobs: Jobs) -> Studio:
         config.checkpoint, weights=config.weights, random_codec=config.random_codec, device=config.device
     )
     weights = "default" if config.checkpoint is None else config.checkpoint.name  # of the file alone: visitors see it
+    if config.checkpoint is not None:
+        engine = replace(engine, weights=weights)  # goes into the JSON
     studio = Studio(engine, weights, uploads, jobs, config.waiting, config.keep_minutes)
     folder = uploads.job("warm-up")
     noise = np.random.default_rng(0).normal(0, 0.1, round(engine.codec.sample_rate * engine.clip_seconds) + 1)

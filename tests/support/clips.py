@@ -20,14 +20,14 @@ SMALL_AGENT = {"component_dim": 16, "composer_heads": 2, "composer_layers": 1, "
 
 
 class ConvolutionCodec:
-    """128 channels at 10 frames/s; each frame decodes to 320 samples. Enough of a codec for training and its losses."""
+    """`dim` channels at 10 frames/s; each frame decodes to 320 samples. Enough of a codec for training and its losses."""
 
     name, fingerprint, random, dim, hop, sample_rate = "convolution", "0123456789abcdef", False, 128, 320, 3200
 
     def __init__(self, differentiable: bool = True) -> None:
         self.differentiable = differentiable
         generator = torch.Generator().manual_seed(0)
-        self.weight = torch.randn(128, 1, 640, generator=generator) / 128
+        self.weight = torch.randn(self.dim, 1, 640, generator=generator) / self.dim
 
     @property
     def frame_rate(self) -> float:
