@@ -20,7 +20,7 @@ SMALL_AGENT = {"component_dim": 16, "composer_heads": 2, "composer_layers": 1, "
 
 
 class ConvolutionCodec:
-    """`dim` channels at 10 frames/s; each frame decodes to 320 samples. Enough of a codec for training and its losses."""
+    """`dim` channels at 10 frames/s; a frame decodes to 320 samples. Enough of a codec for training and its losses."""
 
     name, fingerprint, random, dim, hop, sample_rate = "convolution", "0123456789abcdef", False, 128, 320, 3200
 

@@ -159,7 +159,10 @@ def test_other_sizes_do_not_spill_either(arch: int, shape: str, dtype: str) -> N
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout)
     assert {report["shape"] for report in reports} == {shape}
-    assert len(reports) >= 10
+    assert {report["kernel"] for report in reports} >= {
+        "prepare_weights", "windowed_tonality_forward", "recompute_windows", "norm_backward", "product_backward",
+        "window_backward", "resample_dx", "finish_gradients",
+    }  # fmt: skip
     for report in reports:
         assert report["spill_bytes"] <= (0 if arch == 90 else 32), report
 
