@@ -76,6 +76,7 @@ class Forward:
         self._compiled: Callable[..., Loss] | None = None
         self.first = False  # whether the next step is the one that compiles
         self._began = 0.0
+        self._breaks = 0
         if self.must or (wanted == "auto" and device.type == "cuda"):
             self._prepare()
 
@@ -102,7 +103,7 @@ class Forward:
         seconds, self.first = time.perf_counter() - self._began, False
         if error is None:
             graphs = ", replayed as CUDA graphs" if self.graphs else ""
-            note(f"compiled: {self.mode}, with the backward pass, in {seconds:.0f} s ({_kernels()}{graphs})")
+            note(f"compiled: {self.mode}, with the backward pass, in {seconds:.0f} s ({self._made()}{graphs})")
             return
         self._compiled, compiled, self.mode = None, self.mode, EAGER
         reason = str(error).strip().splitlines() or [""]
@@ -116,6 +117,7 @@ class Forward:
         from torch._inductor import metrics
 
         metrics.reset()
+        self._breaks = _graph_breaks()
         self.distributed = isinstance(self.forward, nn.parallel.DistributedDataParallel)
         self.graphs = self.device.type == "cuda" and not self.distributed
         options: dict[str, Any] = {"options": {"triton.cudagraphs": True}} if self.graphs else {}
@@ -133,10 +135,14 @@ class Forward:
         agent = torch.compile(self.forward, fullgraph=not self.distributed, dynamic=False, **options)
         self._compiled = loss_of(agent, self.objective, self.autocast)
 
+    def _made(self) -> str:
+        from torch._inductor import metrics
 
-def _kernels() -> str:
+        breaks = _graph_breaks() - self._breaks  # the counter is the process's
+        return f"{metrics.generated_kernel_count} kernels of TorchInductor's, {breaks} graph breaks"
+
+
+def _graph_breaks() -> int:
     from torch._dynamo.utils import counters
-    from torch._inductor import metrics
 
-    breaks = sum(counters["graph_break"].values())
-    return f"{metrics.generated_kernel_count} kernels of TorchInductor's, {breaks} graph breaks"
+    return sum(counters["graph_break"].values())
