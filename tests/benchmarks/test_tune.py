@@ -33,7 +33,7 @@ def row(microseconds: float | None, *, shipped: bool = False, spills: int = 0, n
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     line = [sys.executable, str(TUNE), *arguments]
-    return subprocess.run(line, env=clean, capture_output=True, text=True, timeout=580, check=False)
+    return subprocess.run(line, env=clean, capture_output=True, text=True, timeout=1500, check=False)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16x3", "bf16"])

@@ -103,7 +103,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     line = [sys.executable, "-m", "tools.inspect_kernels", *arguments]
     return subprocess.run(
-        line, env=clean | environment, cwd=ROOT, capture_output=True, text=True, timeout=580, check=False
+        line, env=clean | environment, cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
     )
 
 
