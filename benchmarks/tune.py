@@ -160,8 +160,10 @@ def compiled(job: Job, arch: int, processors: int, predict: bool) -> Row:
     return row
 
 
-def compile_all(jobs: Sequence[Job], arch: int, processors: int, predict: bool, seconds: float) -> dict[Job, Row]:
-    """All jobs that are done in time; the others are compiled when they are launched, or not at all."""
+def compile_all(
+    jobs: Sequence[Job], arch: int, processors: int, predict: bool, seconds: float | None
+) -> dict[Job, Row]:
+    """All jobs that are done in time, or at all; the others are compiled when they are launched, or never."""
     began, rows = time.perf_counter(), {}
     pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 1), mp_context=get_context("spawn"))
     futures = {pool.submit(compiled, job, arch, processors, predict): job for job in jobs}
@@ -169,7 +171,7 @@ def compile_all(jobs: Sequence[Job], arch: int, processors: int, predict: bool, 
         for future in as_completed(futures, timeout=seconds):
             rows[futures[future]] = future.result()
     except TimeoutError:
-        print(f"compiling stopped after {seconds:.0f} s")
+        print(f"compiling stopped after {seconds} s")
     pool.shutdown(wait=False, cancel_futures=True)
     print(f"compiled {len(rows)} of {len(jobs)} in {time.perf_counter() - began:.0f} s", flush=True)
     return rows
@@ -336,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         properties = torch.cuda.get_device_properties(0)
         arch, processors = 90 if properties.major >= 9 else 80, properties.multi_processor_count
         limit = options.seconds * 0.6
-    rows = compile_all(jobs, arch, processors, options.dry, limit if not options.dry else math.inf)
+    rows = compile_all(jobs, arch, processors, options.dry, None if options.dry else limit)
     if options.compile:
         return 0
     if not options.dry:
