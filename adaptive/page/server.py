@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,9 +41,8 @@ def serve(config: ServeConfig) -> None:
     except ImportError as error:
         raise UsageError(f'serve needs the extra [page]: pip install "adaptive-window[page]" ({error})') from error
     check = None if config.auth is None else read_auth(config.auth)
-    logging.getLogger("adaptive_window.audio.files").setLevel(logging.ERROR)  # that a peak was scaled, of each window
     listener = bind(config.host, config.port)
-    with contextlib.closing(listener), contextlib.closing(open_uploads(config)) as uploads:
+    with _errors_alone(), contextlib.closing(listener), contextlib.closing(open_uploads(config)) as uploads:
         jobs = Jobs(config.jobs or len(os.sched_getaffinity(0)))
         page = Page(config, uploads, jobs, check)
         options = uvicorn.Config(
@@ -61,6 +60,18 @@ def serve(config: ServeConfig) -> None:
         server.run(sockets=[listener])
     if page.error is not None:
         raise page.error
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Audio files are written without a warning that a peak was scaled, which would come of every window."""
+    files = logging.getLogger("adaptive_window.audio.files")
+    before = files.level
+    files.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        files.setLevel(before)
 
 
 class Page:
