@@ -31,6 +31,7 @@ from adaptive_window.audio.mel import MelCodec
 from adaptive_window.audio.songs import synthesize_song, write_songs
 from adaptive_window.config import TrainConfig
 from adaptive_window.kernels import resample_windows
+from adaptive_window.model.tempo import FOUND
 from adaptive_window.training.checkpoint import Checkpoint, build_agent, load_checkpoint, save_checkpoint
 from adaptive_window.training.initial import DEFAULT_WEIGHTS
 from adaptive_window.training.listening import Listener
@@ -207,19 +208,17 @@ def measure(x: Tensor, y: Tensor, tempos: np.ndarray | None = None) -> tuple[dic
 
 
 def noise_control(y: Tensor) -> dict[str, float]:
-    """White noise as the input: how often a tempo is found in it, and how well it fits."""
+    """White noise as the input: how often a tempo is found in it, and how clear it is."""
     codec, rng = MelCodec(), np.random.default_rng(5)
     noise = torch.from_numpy(0.1 * rng.standard_normal((len(y), 1, 24 * codec.sample_rate))).float()
     x = codec.encode(noise)
     selector: Any = build_agent(load_checkpoint(DEFAULT_WEIGHTS), DEFAULT_WEIGHTS).window_selector
     with torch.no_grad():
-        tempo, fit = selector.tempo(x, y)
-    from adaptive_window.model.content_selector import FOUND
-
+        tempo, beat = selector.tempo(x, y)
     means, _ = measure(x, y)
     return {
-        "tempo_found": float((fit > FOUND).float().mean()),
-        "largest_fit": float(fit.max()),
+        "tempo_found": float((beat > FOUND).float().mean()),
+        "largest_beat": float(beat.max()),
         "largest_ratio_off_1": float((tempo.exp() - 1).abs().max()),
         "harmony_input": means["harmony_input"],
     }
@@ -271,8 +270,8 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         "",
         f"Chosen ratios are within 3 % of the songs' own in {synthesized['tempo_within_3_percent']:.0%} of the pairs; "
         "most others are its double or half. White noise for an input: a tempo is found in "
-        f"{found['noise']['tempo_found']:.0%} of {found['pairs']} (fit at most {found['noise']['largest_fit']:.2f}), "
-        f"ratios stay within {found['noise']['largest_ratio_off_1']:.3f} of what they are without one.",
+        f"{found['noise']['tempo_found']:.0%} of {found['pairs']} (a beat of at most "
+        f"{found['noise']['largest_beat']:.3f}, where {FOUND} counts half), ratios stay within {found['noise']['largest_ratio_off_1']:.3f} of what they are without one.",
     ]
     if found.get("curve"):
         shown = ("heard/fluctuation", "heard/onsets_input", "heard/harmony_target", "heard/copies", "held_out/spectral")
