@@ -35,7 +35,7 @@ OFFLINE = """
 import sys, torch
 from adaptive_window import AdaptiveWindowCreativeAgent
 agent = AdaptiveWindowCreativeAgent.from_pretrained("me/agent", cache_dir=sys.argv[1])
-print(sum(float(p.double().sum()) for p in agent.parameters()))
+print(sum(float(p.detach().double().sum()) for p in agent.parameters()))
 try:
     AdaptiveWindowCreativeAgent.from_pretrained("me/other", cache_dir=sys.argv[1])
 except OSError as error:
@@ -50,7 +50,7 @@ def test_offline_the_cache_serves(agent, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     total, error = done.stdout.splitlines()
-    assert float(total) == sum(float(p.double().sum()) for p in agent.parameters())
+    assert float(total) == sum(float(p.detach().double().sum()) for p in agent.parameters())
     assert error == "LocalEntryNotFoundError"
 
 
