@@ -271,7 +271,8 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         f"Chosen ratios are within 3 % of the songs' own in {synthesized['tempo_within_3_percent']:.0%} of the pairs; "
         "most others are its double or half. White noise for an input: a tempo is found in "
         f"{found['noise']['tempo_found']:.0%} of {found['pairs']} (a beat of at most "
-        f"{found['noise']['largest_beat']:.3f}, where {FOUND} counts half), ratios stay within {found['noise']['largest_ratio_off_1']:.3f} of what they are without one.",
+        f"{found['noise']['largest_beat']:.3f}, where {FOUND} counts half), "
+        f"ratios stay within {found['noise']['largest_ratio_off_1']:.3f} of what they are without one.",
     ]
     if found.get("curve"):
         shown = ("heard/fluctuation", "heard/onsets_input", "heard/harmony_target", "heard/copies", "held_out/spectral")
@@ -300,7 +301,7 @@ def main() -> None:
     parser.add_argument("--long-steps", type=int, default=40)
     parser.add_argument("--lively-steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=24, help="held-out pairs that are measured")
+    parser.add_argument("--pairs", type=int, default=120, help="held-out pairs that are measured")
     parser.add_argument("--audio", type=Path, help="folder of recordings to measure on")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--device", default="auto")

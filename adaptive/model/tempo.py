@@ -2,10 +2,10 @@
 
 Two rhythms fit each other at the right ratio, at its double and at its half, and often better at a wrong one: a song
 whose snare is on two repeats like one of half its tempo. So each clip is also asked alone where its beat is, and the
-ratio is the one at which both have one: a beat repeats at its half, at itself, at two and at four; and it is rather near
-110 a minute than far from it (log-normal, as where people tap: D. Moelants, "Preferred tempo reconsidered", ICMPC 2002;
-combs of lags and such a weight: A. P. Klapuri, A. J. Eronen, J. T. Astola, "Analysis of the meter of acoustic musical
-signals", IEEE TASLP 14 (2006)).
+ratio is the one at which both have one: a beat repeats at its half, at itself, at two and at four, and is rather near
+110 a minute than far from it. Log-normal, as where people tap: D. Moelants, "Preferred tempo reconsidered", ICMPC 2002;
+combs of lags under such a weight: A. P. Klapuri, A. J. Eronen, J. T. Astola, "Analysis of the meter of acoustic musical
+signals", IEEE TASLP 14 (2006).
 """
 
 from __future__ import annotations
