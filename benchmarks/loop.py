@@ -4,8 +4,8 @@
 
 The ordinary `Trainer` runs; its agent is one number, so that what is left is the loop's: taking a batch from the
 loader, the learning rate, moving, clipping, the fused optimizer, figures, signals, the progress line, a log entry every
-ten steps, and the wait for a batch that another thread or process has loaded. Time is that of the processor in the loop's
-own thread.
+ten steps, and the wait for a batch that another thread or process has loaded. Time is the processor's, in the
+loop's own thread.
 """
 
 from __future__ import annotations
