@@ -14,6 +14,7 @@ from ..audio.dataset import ClipDataset
 T = TypeVar("T")
 END = object()  # of an iterator
 
+
 class BatchLoader:
     """Iterates over batches of `dataset`'s items, loaded by `workers` processes (0: by a thread of this one).
 
