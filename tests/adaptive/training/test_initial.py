@@ -90,7 +90,7 @@ def test_two_songs_in_music_out(songs, tmp_path, capsys):
     assert heard["copies"] < 0.9
     assert {"conflict", "conflict_before"} <= set(heard)
     assert "; conflict " in printed
-    assert set(report["tempo"]) == {"ratio", "fit", "found"}
+    assert set(report["tempo"]) == {"ratio", "beat", "found"}
     assert "fluctuation" in printed
 
 
