@@ -90,15 +90,25 @@ def harmonic_conflict(a: Tensor, b: Tensor, classes: Tensor, smoothing: int = SM
     return 100 * (p * (_ROUGHNESS.to(p) @ q)).sum(-2).mean(-1)
 
 
-def loudness_change(a: Tensor, b: Tensor) -> Tensor:
-    """|level of a's frames − level of b's| in dB, levels being those of all bands' magnitudes together: `[...]`."""
+def loudness_change(a: Tensor, b: Tensor, tilt: Tensor | None = None) -> Tensor:
+    """|power of a's frames − power of b's| in dB, the mean over frames: `[...]`.
+
+    Args:
+        a, b: log-mel windows `[..., C, W]` of one shape.
+        tilt: `[C]`, nepers that standardizing took from each band; None for none.
+    """
     same_shape(a=a, b=b)
-    levels = [DECIBELS * torch.logsumexp(UNIT * wide(x), -2) for x in (a, b)]
+    back = 0.0 if tilt is None else tilt.to(wide(a))[:, None]
+    levels = [DECIBELS / 2 * torch.logsumexp(2 * (UNIT * wide(x) + back), -2) for x in (a, b)]
     return (levels[0] - levels[1]).abs().mean(-1)
 
 
 def harmonic_alignment(
-    heard: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor], classes: Tensor, smoothing: int = SMOOTHING
+    heard: tuple[Tensor, Tensor],
+    source: tuple[Tensor, Tensor],
+    classes: Tensor,
+    smoothing: int = SMOOTHING,
+    tilt: Tensor | None = None,
 ) -> Tensor:
     """How far two transformed windows are from what they should be: without conflict, and else as they were.
 
@@ -111,11 +121,12 @@ def harmonic_alignment(
         heard: a pair's two windows, transformed, log-mel `[..., C, W]`.
         source: the same windows before.
         classes, smoothing: as `tonal_shares`.
+        tilt: as `loudness_change`.
 
     Returns:
         0-dim, ≥ 0.
     """
     wanted = harmonic_conflict(*source, classes, smoothing).clamp(max=0)
     conflict = harmonic_conflict(*heard, classes, smoothing)
-    loudness = torch.stack([loudness_change(a, b) for a, b in zip(heard, source, strict=True)])
+    loudness = torch.stack([loudness_change(a, b, tilt) for a, b in zip(heard, source, strict=True)])
     return (conflict - wanted).abs().mean() + LOUDNESS * loudness.mean()

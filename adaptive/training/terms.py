@@ -162,7 +162,11 @@ def _conflict(objective: Objective, step: Step) -> Tensor:
     with torch.no_grad():
         source = [objective.listen(step.cut(song)[..., part]) for song in ("input", "target")]
     return losses.harmonic_alignment(
-        (heard[0], heard[1]), (source[0], source[1]), objective.listen.classes, objective.listen.slow
+        (heard[0], heard[1]),
+        (source[0], source[1]),
+        objective.listen.classes,
+        objective.listen.slow,
+        objective.listen.tilt,
     )
 
 

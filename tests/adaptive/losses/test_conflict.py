@@ -125,6 +125,12 @@ def test_loudness_change_is_in_decibels() -> None:
     x = tones(60)
     louder = x + 6.0206 / (20 / np.log(10)) / SPREAD
     assert loudness_change(louder, x).item() == pytest.approx(6.0206, rel=1e-3)
+    t = np.arange(4 * 16000) / 16000
+    low, high = (encoded(0.1 * np.sin(2 * np.pi * hz * t)) for hz in (200.0, 4000.0))
+    tilt = Listener(MelCodec()).tilt
+    heard = loudness_change(low, high, tilt)
+    assert heard.item() == pytest.approx(20 * np.log10(3.1), abs=1)  # one amplitude, in bands 23 and 72 Hz wide
+    assert loudness_change(low, high).item() > heard.item() + 5
 
 
 def test_alignment_is_least_where_conflict_is_gone_and_nothing_else_changed() -> None:
