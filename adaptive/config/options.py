@@ -227,7 +227,7 @@ class ComposeConfig(SongPairOptions, OutputOptions):
     """Everything that `adaptive-window compose` can be told."""
 
     output: Path = flag(text="WAV file to write; a JSON of the windows is written beside it", short="-o")
-    pick: str = flag("mean", "mean of all pairs, best (least loss), or the number of one pair from 0")
+    pick: str = flag("best", "the pair of least loss, the number of one from 0, or mean: all averaged, which blurs")
 
 
 @dataclass(kw_only=True)
