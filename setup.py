@@ -46,11 +46,12 @@ def extensions() -> list[Extension]:
 
 
 ENCODEC = ["encodec>=0.1.1", "torchaudio==2.11.*", "torch<2.15"]
-HUB = ["huggingface_hub>=0.25"]
+HUB = ["huggingface_hub>=0.25,<3"]
 MLFLOW = ["mlflow>=2.16"]
 PAGE = ["gradio>=6.31,<6.32", "plotly>=6.0,<8"]
 TEST = [
     *ENCODEC,
+    *HUB,
     *PAGE,
     "playwright>=1.48",
     "pytest>=8.2",

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from .composer import MAX_FRAMES, CompositionalCreativeAgent, agent_loss, batch_mean, evaluating
 from .content_selector import ContentSelector
 from .correlation_selector import CorrelationSelector
+from .pretrained import Pretrained
 from .selector import WindowSelector
 from .tonality import TonalityReducer
 from .validation import check_count
 
 
-class AdaptiveWindowCreativeAgent(nn.Module):
+class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
     """Chooses P pairs of windows in two clips and composes a new window from each pair.
 
     All pairs pass the shared compositional agent in one batch of B·P. In training its BatchNorm statistics are
@@ -66,7 +67,9 @@ class AdaptiveWindowCreativeAgent(nn.Module):
         novelty: str = "original",
         backend: str = "auto",
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
+        self.arguments, self.about = arguments, {}
         check_count("window_frames", window_frames)
         if window_frames > MAX_FRAMES:
             raise ValueError(

@@ -2,11 +2,13 @@
 
 The toolkit has many more (a proxy, streams, monitoring, calls by name); they answer 404 here. A file is served, and
 taken as an argument, only if it lies in the uploads' folder. Nothing may be loaded from another host, and no other site
-may call.
+may call. When a visitor's page has gone, what it uploaded goes: the toolkit's own event for that is lost where the page
+goes before the toolkit has begun to wait.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -30,6 +32,7 @@ _READ = re.compile(
     rf"|/gradio_api/(theme\.css|startup-events|login_check/?|token/?|user/?|app_id/?|upload_progress|queue/data|heartbeat/{_ID})"
 )
 _WRITE = re.compile(r"/login/?|/gradio_api/(upload|queue/join|cancel|reset/?)")
+_BEAT = re.compile(rf"/gradio_api/heartbeat/({_ID})")
 _FILE = "/gradio_api/file="
 _UPLOAD, _JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
 
@@ -78,7 +81,11 @@ class Gate:
                 await answer(send, refusal[0], {"detail": refusal[1]})
                 return
             receive = _again(body, receive)
-        await self.app(scope, receive, _with_headers(send))
+        try:
+            await self.app(scope, receive, _with_headers(send))
+        finally:
+            if beat := _BEAT.fullmatch(path):  # a page holds this request open for as long as it is shown
+                await asyncio.to_thread(self.uploads.end, beat[1])
 
     def _refusal(self, method: str, path: str, scope: Scope) -> tuple[int, str] | None:
         """(status, sentence) of a request that goes no further."""

@@ -82,11 +82,6 @@ def build_page(studio: Studio) -> gr.Blocks:
                 match_tab(studio, inputs)
             with gr.Tab("Train"):
                 gr.Markdown(TRAIN.format(weights=studio.weights, codec=studio.engine.codec.name))
-
-        def leave(request: gr.Request) -> None:
-            studio.uploads.end(session_of(request))
-
-        page.unload(leave)
     return page
 
 

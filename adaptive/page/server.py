@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import importlib
 import logging
 import os
 import socket
@@ -132,16 +131,11 @@ class Page:
 
     def _load(self) -> Any:
         quiet_toolkit(self.uploads.root)
-        # the toolkit takes as long to import as the engine to load: both at once, on a machine with two cores
-        importing = threading.Thread(target=importlib.import_module, args=("gradio",), daemon=True)
-        importing.start()
+        from .layout import build_app  # the toolkit, whole: a job must not meet modules that a thread has half imported
         from .studio import open_studio
 
         studio = open_studio(self.config, self.uploads, self.jobs)
         self.about = studio.about()
-        importing.join()
-        from .layout import build_app
-
         return build_app(studio, self.check)
 
 

@@ -15,6 +15,7 @@ so does a disk that damages the newest.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -58,6 +60,16 @@ class Checkpoint:
     optimizer: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     random: dict[str, Tensor] = field(default_factory=dict)
     evaluations: dict[str, Tensor] = field(default_factory=dict)
+
+
+def codec_info(codec: Any) -> dict[str, Any]:
+    """What `info["codec"]` says of an `audio.codec.Codec`."""
+    return {
+        "name": codec.name,
+        "fingerprint": codec.fingerprint,
+        "random": codec.random,
+        "frame_rate": codec.frame_rate,
+    }
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, previous: Path | None = None) -> None:
@@ -109,17 +121,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: no such file, not of this package, or written by a newer version.
     """
     path = checkpoint_in(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        sealed = _check_seal(path)
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedCheckpoint(
-            f"{path} is not a readable checkpoint (safetensors{_foreign(path)}): {error}"
-        ) from error
+    tensors, metadata = read_tensors(path)
     if KEY not in metadata:
         raise CheckpointError(f"{path} was not written by adaptive-window train")
     info = _read_info(path, metadata[KEY])
@@ -127,7 +129,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} has checkpoint format {info['format']}, this version reads up to {FORMAT}: upgrade adaptive-window"
         )
-    if not sealed and info["format"] > 1:  # format 1 had no checksum
+    if "sha256" not in metadata and info["format"] > 1:  # format 1 had no checksum
         raise DamagedCheckpoint(f"{path} is not a readable checkpoint: its checksum is missing")
     checkpoint = Checkpoint(model={}, info=info)
     for name, value in tensors.items():
@@ -142,6 +144,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
         elif kind == "evaluation":
             checkpoint.evaluations[rest] = value
     return checkpoint
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, on the CPU; a checksum that it has is right.
+
+    Raises:
+        DamagedCheckpoint: damaged, or not a safetensors file.
+        CheckpointError: no such file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        sealed = _check_seal(path)
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            if sealed != ("sha256" in metadata):
+                raise ValueError("its checksum is not in the form in which adaptive-window writes it")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedCheckpoint(
+            f"{path} is not a readable checkpoint (safetensors{_foreign(path)}): {error}"
+        ) from error
 
 
 def load_last(folder: Path) -> tuple[Checkpoint, Path]:
@@ -163,18 +187,83 @@ def load_last(folder: Path) -> tuple[Checkpoint, Path]:
         return load_checkpoint(previous), previous
 
 
-def build_agent(checkpoint: Checkpoint, path: Path) -> AdaptiveWindowCreativeAgent:
-    """The agent of a checkpoint with its weights, on the CPU; `path` only for the message."""
-    agent = AdaptiveWindowCreativeAgent(**checkpoint.info["agent"])
+def build_agent(
+    checkpoint: Checkpoint,
+    path: Path,
+    kind: type[AdaptiveWindowCreativeAgent] = AdaptiveWindowCreativeAgent,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> AdaptiveWindowCreativeAgent:
+    """The agent of a checkpoint with its weights, on the CPU.
+
+    Args:
+        path: what the checkpoint was read from, for the message alone.
+        kind: the class to build, in `dtype`.
+        options: arguments of the agent that are not the checkpoint's to say, such as `backend`.
+
+    Raises:
+        CheckpointError: arguments that make no agent, or weights that do not fit it.
+    """
+    arguments = checkpoint.info.get("agent")
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{path} does not say how its agent is built: agent must be an object, got {arguments!r}")
+    known = inspect.signature(AdaptiveWindowCreativeAgent).parameters
+    if unknown := sorted(arguments.keys() - known.keys()):
+        raise CheckpointError(
+            f"{path}: the agent has no argument {', '.join(unknown)}: written by a newer version, or for another "
+            f"model (known: {', '.join(known)})"
+        )
+    _check_sizes(arguments, checkpoint.model, path)
+    try:
+        agent = kind(**{**arguments, **options}).to(dtype)
+    except (TypeError, ValueError, AssertionError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: no agent can be built from {arguments}: {error}") from error
     load_weights(agent, checkpoint.model, path)
     return agent
 
 
 def load_weights(agent: AdaptiveWindowCreativeAgent, weights: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        agent.load_state_dict(dict(weights), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} do not fit the agent: {error}") from error
+    """Puts the weights into the agent: all of them or, where they do not fit, none.
+
+    Raises:
+        CheckpointError: other names, shapes or kinds of numbers, or numbers that are not finite; each is told.
+    """
+    wanted = agent.state_dict()
+    both = [name for name in wanted if name in weights]
+    shapes = [
+        f"{name}: got {list(weights[name].shape)}, wanted {list(wanted[name].shape)}"
+        for name in both
+        if weights[name].shape != wanted[name].shape
+    ]
+    kinds = [
+        f"{name}: got {weights[name].dtype}, wanted {wanted[name].dtype}"
+        for name in both
+        if weights[name].is_floating_point() != wanted[name].is_floating_point()
+    ]
+    wrong = {
+        "missing": [name for name in wanted if name not in weights],
+        "unknown": [name for name in weights if name not in wanted],
+        "of another shape": shapes,
+        "of another kind": kinds,
+        "not finite": [name for name in both if not weights[name].isfinite().all()],
+    }
+    if found := [_some(what, names) for what, names in wrong.items() if names]:
+        raise CheckpointError(f"the weights in {path} do not fit the agent: {'; '.join(found)}")
+    agent.load_state_dict(dict(weights), strict=True)
+
+
+def _some(what: str, names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} {what} ({', '.join(names[:most])}{more})"
+
+
+def _check_sizes(arguments: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses, before memory is taken for them, sizes that these weights cannot have."""
+    numbers = sum(value.numel() for value in weights.values())
+    for name, value in arguments.items():
+        most = len(weights) if name == "composer_layers" else numbers
+        if name != "window_frames" and isinstance(value, int) and value > most:
+            raise CheckpointError(f"{path}: {name} is {value}, which weights of {numbers} numbers cannot have")
 
 
 def _read_info(path: Path, text: str) -> dict[str, Any]:

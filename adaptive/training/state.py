@@ -18,7 +18,7 @@ from ..config import to_plain
 from ..console import note
 from ..model.agent import AdaptiveWindowCreativeAgent
 from . import distributed
-from .checkpoint import Checkpoint, CheckpointError, load_weights
+from .checkpoint import Checkpoint, CheckpointError, codec_info, load_weights
 from .report import COLUMNS, Evaluation, report_of
 from .run_state import Progress, Run
 
@@ -36,12 +36,7 @@ def take_state(run: Run) -> Checkpoint:
         evaluations={str(k): _windows_of(evaluation) for k, evaluation in enumerate(evaluations)},
         info={
             "agent": run.agent_arguments,
-            "codec": {
-                "name": codec.name,
-                "fingerprint": codec.fingerprint,
-                "random": codec.random,
-                "frame_rate": codec.frame_rate,
-            },
+            "codec": codec_info(codec),
             "clip_frames": codec.frames(config.clip_seconds),
             "config": to_plain(config),
             "data_order": data_order(run),

@@ -86,9 +86,13 @@ class Server:
     def wait_for(self, text: str, seconds: float = 180) -> str:
         """The next line with this text in it."""
         until = time.monotonic() + seconds
-        while (line := self._new.get(timeout=max(0.1, until - time.monotonic()))) is not None:
-            if text in line:
-                return line
+        try:
+            while (line := self._new.get(timeout=max(0.1, until - time.monotonic()))) is not None:
+                if text in line:
+                    return line
+        except queue.Empty:
+            raise AssertionError(f"no {text!r} in {seconds:.0f} s:\n" + "\n".join(self.lines)) from None
+        self._new.put(None)  # whoever asks next is told as soon
         raise AssertionError(f"the server ended without {text!r}:\n" + "\n".join(self.lines))
 
     @property

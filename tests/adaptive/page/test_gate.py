@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from urllib.parse import quote, unquote
 
@@ -55,6 +56,24 @@ def ask(gate, method, path, *, body=b"", **headers):
     asyncio.run(gate(scope, receive, send))
     content = b"".join(message.get("body", b"") for message in sent[1:])
     return sent[0]["status"], {k.decode(): v.decode() for k, v in sent[0]["headers"]}, content
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_page_that_goes_takes_its_uploads(gate, uploads, broken):
+    """However the toolkit's open request ends."""
+    song = uploads.root / "aa" / "a song.wav"
+    uploads.use("mine", song)
+
+    async def held_open(scope, receive, send):
+        assert song.exists()
+        if broken:
+            raise asyncio.CancelledError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    gate.app = held_open
+    with pytest.raises(asyncio.CancelledError) if broken else contextlib.nullcontext():
+        ask(gate, "GET", "/gradio_api/heartbeat/mine")
+    assert not song.exists()
 
 
 @pytest.mark.parametrize("path", ["/", "/config", "/assets/index-Ab_1.js", "/theme.css", "/gradio_api/queue/data"])
