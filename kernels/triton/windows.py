@@ -125,9 +125,6 @@ def window_backward(
         if CONVOLVE or NEED_TAPS:
             dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0).to(COMPUTE)
             dy = (1 - strength) * g
-            if CONVOLVE and RESTORE:
-                added = load_restored(restored_ptr, y, pair, t, own, W)
-                dy += tl.where(real, added, 0.0) if C != SPAN else added  # dp sums over all channels of the tile
             summed = ()
             for k in tl.static_range(K):
                 if k == K // 2:
@@ -140,6 +137,9 @@ def window_backward(
                 if NEED_TAPS:
                     partial = by_tap[k] + fold_rows(y * shifted, FOLD, BLOCK_T, BLOCK_C)
                     summed = summed + (partial,)
+            if CONVOLVE and RESTORE:
+                added = load_restored(restored_ptr, y, pair, t, own, W)
+                dy += tl.where(real, added, 0.0) if C != SPAN else added  # dp sums over all channels of the tile
             if NEED_TAPS:
                 by_tap = summed
             if NEED_DY:
