@@ -128,8 +128,15 @@ class Call:
         return Split.empty(torch.Size(self.shape), self.prepared.pointwise.hi, self.precision)
 
     def configuration(self, kernel: str) -> Configuration:
-        step, resample = self.source.tensor.stride(-1), self.source.resample
-        return configuration(kernel, self.target, self.precision, *self.shape[2:], frame_stride=step, resample=resample)
+        return configuration(
+            kernel,
+            self.target,
+            self.precision,
+            *self.shape[2:],
+            frame_stride=self.source.tensor.stride(-1),
+            resample=self.source.resample,
+            restore=self.restore,
+        )
 
     def sizes(self) -> dict[str, Any]:
         _, _, channels, window = self.shape

@@ -1,11 +1,11 @@
 """Each frame's mean over channels and its spread, sqrt(variance + eps): what `restore="frame"` gives back.
 
 The fused forward kernel has a frame's channels at hand (`tile_moments`). Elsewhere programs see a block of channels
-each: they leave its mean and its sum of squared deviations, and whoever needs the frame's puts them together, one after
-the other, without a difference of large numbers (Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm
-for Computing Sample Variances, 1979). With m and q those of the N channels so far, and n channels in block k:
+each: they leave its mean and its sum of squared deviations, and whoever needs the frame's puts them together, without
+a difference of large numbers (Chan, Golub and LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample
+Variances, 1979):
 
-    m' = m + (mean_k − m)·n/(N + n),   q' = q + square_k + (mean_k − m)²·N·n/(N + n)
+    mean = Σ_k n_k·mean_k / C,   C·variance = Σ_k square_k + n_k·(mean_k − mean)²,   n_k channels in block k
 """
 
 from typing import NamedTuple
@@ -73,15 +73,16 @@ def load_moments(
     """(mean, spread) [BLOCK_T] of frames t, from blocks of WIDTH channels; where not `inside`, 0 and sqrt(EPS)."""
     BLOCKS: tl.constexpr = (C + WIDTH - 1) // WIDTH
     row_ptr = moments_ptr + pair.to(tl.int64) * (2 * BLOCKS * W) + t
-    mean = tl.load(row_ptr, mask=inside, other=0.0)
-    square = tl.load(row_ptr + W, mask=inside, other=0.0)
-    for k in tl.static_range(1, BLOCKS):
-        count = min(WIDTH, C - k * WIDTH)
-        share = count / (k * WIDTH + count)  # of this block among all up to it
-        offset = channel_offsets(k, BLOCKS, BLOCKS, 2 * W)
-        away = tl.load(row_ptr + offset, mask=inside, other=0.0) - mean
-        square += tl.load(row_ptr + offset + W, mask=inside, other=0.0) + (k * WIDTH * share) * (away * away)
-        mean += share * away
+    mean = tl.zeros_like(t).to(COMPUTE)
+    square = mean
+    for k in tl.static_range(BLOCKS):
+        block_ptr = row_ptr + channel_offsets(k, BLOCKS, BLOCKS, 2 * W)
+        mean += tl.load(block_ptr, mask=inside, other=0.0) * min(WIDTH, C - k * WIDTH)
+    mean = mean / C
+    for k in tl.static_range(BLOCKS):
+        block_ptr = row_ptr + channel_offsets(k, BLOCKS, BLOCKS, 2 * W)
+        away = tl.load(block_ptr, mask=inside, other=0.0) - mean
+        square += tl.load(block_ptr + W, mask=inside, other=0.0) + away * away * min(WIDTH, C - k * WIDTH)
     return mean, tl.sqrt(square / C + EPS)
 
 
