@@ -4,7 +4,8 @@
 
 The ordinary `Trainer` runs; its agent is one number, so that what is left is the loop's: taking a batch from the
 loader, the learning rate, moving, clipping, the fused optimizer, figures, signals, the progress line, a log entry every
-ten steps. Loading is apart: it is reading the clips of a batch, and with `--workers` other processes do it.
+ten steps, and the wait for a batch that another thread or process has loaded. Time is the processor's, in the
+loop's own thread.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ class Nothing(nn.Module):
         return losses, losses, {"pairs": [pair] * self.pairs, "windows": {}}
 
 
-def measure(steps: int, batch: int, frames: int) -> dict[str, float]:
-    """Milliseconds of one process's time a step, medians: the loop's own, and the loading of its batch."""
+def measure(steps: int, batch: int, frames: int, workers: int) -> dict[str, float]:
+    """Milliseconds of the loop's thread a step, medians: its own work, and taking the batch that was loaded."""
     clips = Clips(*(torch.zeros(batch, 128, frames) for _ in range(2)))
     loading: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        config = small_config(Path(folder), max_steps=steps, batch_size=batch, save_minutes=0.0)
+        config = small_config(Path(folder), max_steps=steps, batch_size=batch, save_minutes=0.0, workers=workers)
         trainer = Trainer(config, ConvolutionCodec(), clips, clips, **SMALL_AGENT)
         step, nothing = trainer.take_step, Nothing(config.num_pairs)
         step.agent = step.compute.forward = nothing
@@ -60,9 +61,9 @@ def measure(steps: int, batch: int, frames: int) -> dict[str, float]:
         def timed(batches: list[list[int]]) -> Any:
             iterator = own_load(batches)
             while True:
-                began = time.process_time()
+                began = time.thread_time()
                 item = next(iterator, None)
-                loading.append(time.process_time() - began)
+                loading.append(time.thread_time() - began)
                 if item is None:
                     return
                 yield item
@@ -73,7 +74,7 @@ def measure(steps: int, batch: int, frames: int) -> dict[str, float]:
 
         def timed_read(*args: Any, **options: Any) -> None:
             read(*args, **options)
-            ends.append(time.process_time())
+            ends.append(time.thread_time())
 
         trainer._read = timed_read  # type: ignore[method-assign]  # at the end of every step
         order = [list(range(batch))] * steps
@@ -96,11 +97,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--frames", type=int, default=1200)
+    parser.add_argument("--workers", type=int, default=0, help="data loader processes; 0: a thread")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = measure(options.steps, options.batch, options.frames)
-    print(f"B = {options.batch}: the loop's own work {found['loop_ms']:.2f} ms a step of processor time, "
-          f"loading the batch {found['load_ms']:.2f} ms")  # fmt: skip
+    found = measure(options.steps, options.batch, options.frames, options.workers)
+    print(f"B = {options.batch}, {options.workers} workers, processor time a step: the loop's own work "
+          f"{found['loop_ms']:.2f} ms, taking the batch {found['load_ms']:.2f} ms")  # fmt: skip
     if options.json:
         options.json.write_text(json.dumps(found) + "\n")
 

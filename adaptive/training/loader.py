@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from ..audio.dataset import ClipDataset
 
+T = TypeVar("T")
+END = object()  # of an iterator
+
 
 class BatchLoader:
-    """Iterates over batches of `dataset`'s items, loaded by `workers` processes (0: in this one).
+    """Iterates over batches of `dataset`'s items, loaded by `workers` processes (0: by a thread of this one).
+
+    The thread is one batch ahead, so that the loop does not wait for copies: PyTorch copies without Python's lock.
 
     What is loaded does not depend on `workers` or `start`, the way in which they are started: `fork` is quick and
     shares this process's memory, `spawn` begins each as a fresh interpreter and suits libraries that do not bear
@@ -41,4 +47,17 @@ class BatchLoader:
         """One batch for each list of item numbers, in order; the epoch is the one set on the data set by now."""
         self._batches[:] = indices
         self._generator.manual_seed(seed)
-        return iter(self._loader)
+        iterator = iter(self._loader)
+        return iterator if self._loader.num_workers else one_ahead(iterator)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each taken from `items` by another thread while the one before it is in use.
+
+    What `items` raises is raised here, at its place. The thread ends with the iterator.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+        ahead = pool.submit(next, items, END)
+        while (item := ahead.result()) is not END:
+            ahead = pool.submit(next, items, END)
+            yield item  # type: ignore[misc]  # not END

@@ -21,7 +21,7 @@ from adaptive_window import cli
 from adaptive_window.audio.cache import LatentCache
 from adaptive_window.audio.dataset import ClipDataset, find_examples
 from adaptive_window.audio.mel import MelCodec
-from adaptive_window.training.loader import BatchLoader
+from adaptive_window.training.loader import BatchLoader, one_ahead
 from adaptive_window.training.order import batches_of
 from adaptive_window.training.signals import StopSignals
 from adaptive_window.training.step import Stepper
@@ -136,3 +136,37 @@ def test_a_dead_worker_ends_the_run_and_is_named(
     assert {int(pid) for pid in found[1].split(",")} <= set(killed)
     assert "Traceback" not in said
     assert (out / "last.safetensors").exists()
+
+
+def test_one_batch_ahead():
+    """By another thread, one and no more; what it raises comes in its place; the thread ends with the iterator."""
+    taken, threads, enough = [], set(), threading.Event()
+
+    def items():
+        for number in range(4):
+            taken.append(number)
+            threads.add(threading.current_thread())
+            if number == 1:
+                enough.set()
+            if number == 3:
+                raise OSError("item 3 is gone")
+            yield number
+
+    loaded = one_ahead(items())
+    assert next(loaded) == 0
+    assert enough.wait(10)
+    assert taken == [0, 1]
+    assert [next(loaded), next(loaded)] == [1, 2]
+    with pytest.raises(OSError, match="item 3 is gone"):
+        next(loaded)
+    assert threading.current_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_loader_left_midway_ends_its_thread():
+    loaded = one_ahead(iter(range(10)))
+    next(loaded)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("load_")]
+    loaded.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("load_")]
+    assert list(one_ahead(iter([]))) == []
