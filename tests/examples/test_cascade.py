@@ -106,28 +106,27 @@ def test_a_run_leaves_weights_and_the_windows_by_name(songs, tmp_path, monkeypat
 
 @pytest.mark.proof
 def test_compiled(songs, tmp_path, monkeypatch, capsys):
-    """Agent, cascade and losses as one graph, and the same steps as eagerly."""
+    """Agent, cascade and losses are one graph. What TorchInductor makes of such a graph is test_compiling's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shared = ["--data", str(songs), "--size", "small", "--max-steps", "1", "--batch-size", "2"]
-    models = [cascade.main(["--out", str(tmp_path / mode), *shared, "--compile", mode]) for mode in ("off", "on")]
+    own = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, *, options=None, **given: own(f, backend="aot_eager", **given))
+    shared = ["--data", str(songs), "--size", "small", "--max-steps", "2", "--batch-size", "2"]
+    cascade.main(["--out", str(tmp_path / "out"), *shared, "--compile", "on"])
     said = capsys.readouterr().err
     assert said.count("compiled: agent and losses, with the backward pass") == 1
     assert "0 graph breaks" in said
-    eager, compiled = (model.state_dict() for model in models)
-    assert eager.keys() == compiled.keys()
+    assert "step 2: loss" in said
 
 
 @pytest.mark.proof
 def test_two_processes(songs, tmp_path, monkeypatch):
-    """Each step is logged once; compiled, the model is, and gradients are averaged eagerly."""
+    """Each step is logged once, and rank 0's weights are those of both."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shared = ["--data", str(songs), "--size", "small", "--max-steps", "2", "--batch-size", "2"]
-    for mode in ("off", "on"):
-        out = tmp_path / mode
-        done = torchrun(cascade.__file__, "--out", out, *shared, "--compile", mode)
-        assert done.returncode == 0, done.stderr
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines] == [1, 2]
-        assert all(line["train/refused"] == 0 for line in lines)
-        assert ("compiled: agent, " in done.stderr) == (mode == "on")
-        AdaptiveWindowCreativeAgent.from_pretrained(out / "agent")
+    shared = ["--data", str(songs), "--size", "small", "--max-steps", "2", "--batch-size", "2", "--creative", "mean"]
+    done = torchrun(cascade.__file__, "--out", tmp_path / "out", *shared)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("step 2: loss") == 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["train/refused"] == 0 for line in lines)
+    AdaptiveWindowCreativeAgent.from_pretrained(tmp_path / "out" / "agent")
