@@ -202,7 +202,7 @@ def print_tables(config: DemoConfig, metrics: dict[str, Any]) -> None:
             print(f"pair {number}: {shifts}")
     if tempo := metrics["patterns"][0]["tempo"]:
         found = "so the windows differ by it" if tempo["found"] else "too little to go by"
-        print(f"the input is {tempo['ratio']:.2f} times as slow as the target (fit {tempo['fit']:.2f}: {found})")
+        print(f"the input is {tempo['ratio']:.2f} times as slow as the target (beat {tempo['beat']:.2f}: {found})")
     print(LISTEN if metrics["first"] else "")
     seconds = metrics["seconds_per_step"]  # none where a demo was resumed and no step was left
     pace = "" if seconds is None else f" of {seconds:.2f} s"

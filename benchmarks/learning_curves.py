@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def judged(agent: AdaptiveWindowCreativeAgent, objective: Objective, x: Tensor, 
     return found
 
 
-def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tensor) -> list[dict[str, Any]]:
+def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tensor) -> Iterator[dict[str, Any]]:
+    """Trains one recipe; a row of figures at each evaluation."""
     torch.manual_seed(options.seed)
     config = TrainConfig(
         data=Path("none"),
@@ -148,14 +150,12 @@ def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tenso
     optimizer = torch.optim.AdamW(parameter_groups(agent, config), lr=1.0, weight_decay=0.01)
     generator = torch.Generator().manual_seed(options.seed)
     x_held, y_held = clips(held_out, 8, torch.Generator().manual_seed(99))
-    rows: list[dict[str, Any]] = []
     began = time.process_time()
     for step in range(options.steps + 1):
         x, y = clips(train, 4, generator)
         if step % options.every == 0 or step == options.steps or step in (10, 25):
             row = {"step": step, **judged(agent, objective, x_held, y_held)}
             row["pulls"] = Pulls(agent.train(), objective)(x, y)
-            rows.append(row)
             print(
                 f"{name} {step}: skill {row['skill']:.2f}, fluctuation {row['fluctuation']:.2f}, onsets "
                 f"{row['onsets_target']:.2f}/{row['onsets_input']:.2f}, harmony {row['harmony_target']:.2f}, starts "
@@ -163,6 +163,7 @@ def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tenso
                 f"{time.process_time() - began:.0f} s",
                 flush=True,
             )
+            yield rounded(row)
         agent.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step) * group["share"]
@@ -172,7 +173,15 @@ def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tenso
         loss.backward()
         torch.nn.utils.clip_grad_norm_(agent.parameters(), config.clip_gradient)
         optimizer.step()
-    return rows
+
+
+def rounded(value: Any) -> Any:
+    """A row as it is kept: floats to five digits."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -210,9 +219,11 @@ def main() -> None:
     if options.json and options.json.exists():
         curves = json.loads(options.json.read_text(encoding="utf-8"))
     for name in options.recipes:
-        curves[name] = curve(name, options, train, held_out)
-        if options.json:
-            options.json.write_text(json.dumps(curves) + "\n", encoding="utf-8")
+        curves[name] = []
+        for row in curve(name, options, train, held_out):
+            curves[name].append(row)
+            if options.json:  # after each: what a run that is stopped has found
+                options.json.write_text(json.dumps(curves) + "\n", encoding="utf-8")
     if options.plot:
         draw(curves, options.plot)
 

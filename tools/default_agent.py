@@ -31,6 +31,7 @@ from adaptive_window.audio.mel import MelCodec
 from adaptive_window.audio.songs import synthesize_song, write_songs
 from adaptive_window.config import TrainConfig
 from adaptive_window.kernels import resample_windows
+from adaptive_window.model.tempo import FOUND
 from adaptive_window.training.checkpoint import Checkpoint, build_agent, load_checkpoint, save_checkpoint
 from adaptive_window.training.initial import DEFAULT_WEIGHTS
 from adaptive_window.training.listening import Listener
@@ -207,19 +208,17 @@ def measure(x: Tensor, y: Tensor, tempos: np.ndarray | None = None) -> tuple[dic
 
 
 def noise_control(y: Tensor) -> dict[str, float]:
-    """White noise as the input: how often a tempo is found in it, and how well it fits."""
+    """White noise as the input: how often a tempo is found in it, and how clear it is."""
     codec, rng = MelCodec(), np.random.default_rng(5)
     noise = torch.from_numpy(0.1 * rng.standard_normal((len(y), 1, 24 * codec.sample_rate))).float()
     x = codec.encode(noise)
     selector: Any = build_agent(load_checkpoint(DEFAULT_WEIGHTS), DEFAULT_WEIGHTS).window_selector
     with torch.no_grad():
-        tempo, fit = selector.tempo(x, y)
-    from adaptive_window.model.content_selector import FOUND
-
+        tempo, beat = selector.tempo(x, y)
     means, _ = measure(x, y)
     return {
-        "tempo_found": float((fit > FOUND).float().mean()),
-        "largest_fit": float(fit.max()),
+        "tempo_found": float((beat > FOUND).float().mean()),
+        "largest_beat": float(beat.max()),
         "largest_ratio_off_1": float((tempo.exp() - 1).abs().max()),
         "harmony_input": means["harmony_input"],
     }
@@ -271,7 +270,8 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         "",
         f"Chosen ratios are within 3 % of the songs' own in {synthesized['tempo_within_3_percent']:.0%} of the pairs; "
         "most others are its double or half. White noise for an input: a tempo is found in "
-        f"{found['noise']['tempo_found']:.0%} of {found['pairs']} (fit at most {found['noise']['largest_fit']:.2f}), "
+        f"{found['noise']['tempo_found']:.0%} of {found['pairs']} (a beat of at most "
+        f"{found['noise']['largest_beat']:.3f}, where {FOUND} counts half), "
         f"ratios stay within {found['noise']['largest_ratio_off_1']:.3f} of what they are without one.",
     ]
     if found.get("curve"):
@@ -301,7 +301,7 @@ def main() -> None:
     parser.add_argument("--long-steps", type=int, default=40)
     parser.add_argument("--lively-steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pairs", type=int, default=24, help="held-out pairs that are measured")
+    parser.add_argument("--pairs", type=int, default=120, help="held-out pairs that are measured")
     parser.add_argument("--audio", type=Path, help="folder of recordings to measure on")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     parser.add_argument("--device", default="auto")

@@ -19,7 +19,8 @@ from ..config import ComposeConfig, PlotConfig, SongPairOptions, reads
 from ..device import choose_device
 from ..errors import UsageError
 from ..model.agent import AdaptiveWindowCreativeAgent
-from ..model.content_selector import FOUND, ContentSelector
+from ..model.content_selector import ContentSelector
+from ..model.tempo import FOUND
 from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
 from ..storage import outputs, strict_json
 from ..training.checkpoint import build_agent, load_checkpoint
@@ -252,15 +253,15 @@ def write_composition(config: ComposeConfig, session: Session, composition: Comp
 
 @torch.no_grad()
 def found_tempo(session: Session) -> dict[str, Any] | None:
-    """How much slower the input is than the target, how well their rhythms fit at that, and whether that is a find.
+    """How much slower the input is than the target, how clear both beats are (0 to 1), and whether that is a find.
 
     None for agents whose selector does not look for a tempo.
     """
     selector = session.agent.window_selector
     if not isinstance(selector, ContentSelector):
         return None
-    tempo, fit = selector.tempo(session.x, session.y)
-    return {"ratio": float(tempo.exp()), "fit": float(fit), "found": float(fit) > FOUND}
+    tempo, beat = selector.tempo(session.x, session.y)
+    return {"ratio": float(tempo.exp()), "beat": float(beat), "found": float(beat) > FOUND}
 
 
 def write_report(output: Path, report: dict[str, Any], *, overwrite: bool) -> None:

@@ -18,27 +18,22 @@ from adaptive_window.kernels import resample_windows
 from adaptive_window.kernels.reference import compute_dtype
 
 from ..losses.matching import standardized
-from ..losses.rhythm import GRID, on_log_axis, onset_envelope, onset_repeats
+from ..losses.rhythm import onset_envelope
 from ..losses.scale_space import gaussian_blur
 from ..losses.signals import centred
+from .tempo import tempo_ratio
 from .validation import check_count, check_positive, check_share, check_streams
 
 PLACES = 33  # of a window in the room that its ratio leaves, in each stream
-FIRST_PLACE, LAST_PLACE = 0.04, 0.96  # share of that room: the ends themselves are bounds
-LAGS_SECONDS = 0.16, 7.0  # lags of rhythm: bars beyond the first tell a tempo from its double
+FIRST_PLACE, LAST_PLACE = 0.03, 0.97  # share of that room: the ends themselves are bounds
 COARSE, FINE = 50, 200  # samples of a window in which channels, and onsets, are compared
-TEMPO_BLUR = 0.05  # of log lag
-TEMPO_FLOOR = 1e-3  # power of a rhythm profile under the correlation: noise repeats nowhere
-TEMPO_REACH = 2  # steps of log ratio around the best that are averaged
-STAY = 0.3  # what a ratio at the end of the range must gain over none
 APART = 0.5  # share of the room within which a pair keeps others away
 SEPARATION = 3.0  # in correlations: more than any place can gain by fitting
 GAP_SECONDS = 1.5  # between the starts of two pairs, where there is room
 NEVER_NEARER = 1.0  # seconds, after moving to the beat
-SLACK = 0.93  # of an even distribution: places lie on a lattice
+SLACK, LEAST_SLACK = 0.93, 0.985  # of an even distribution: places lie on a lattice; where a second depends on it
 CROWDED = 10.0  # in nearness: a place that leaves the others too little room
 BEAT_STEPS, BEAT_BLUR = 12, 1.5  # frames to either side that the target moves to be on the beat, and their blur
-FOUND, DOUBT = 0.34, 0.01  # fit at which a tempo counts half, and over which that changes; noise fits by 0.13
 FRESH_SHARPNESS = 30.0
 EDGE = 0.025  # share of the range that ratios keep from its ends, where a tempo leaves it
 FRESH_SHARES = (0.03, 0.15)  # of the compression left: first and last pair
@@ -47,9 +42,8 @@ FRESH_SHARES = (0.03, 0.15)  # of the compression left: first and last pair
 class ContentSelector(nn.Module):
     """Chooses P pairs of windows by the songs themselves; every part is differentiable, none has to be found from afar.
 
-        tempo       log of the ratio between the streams' tempos: where the correlation of the two rhythm profiles
-                    (`losses.rhythm`: autocorrelation of onsets on an axis of log lag) is highest, averaged around it
-                    by softmax; kept at 0 where no ratio fits better, and where none fits (noise, free tempo)
+        tempo       log of the ratio between the streams' tempos (`tempo.tempo_ratio`): where both have a beat and their
+                    rhythm profiles fit best, averaged around it by softmax; 0 where one has no beat (noise, free tempo)
         ratios      log ratio = max(0, ±tempo) + share_p · (what is left of the range), share_p learned
         places      correlation of every window of the input with every one of the target at those ratios: of onsets,
                     and of channels over their own mean and spread, channel c counting exp(log_weight_c)
@@ -118,28 +112,12 @@ class ContentSelector(nn.Module):
         }
 
     def tempo(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of how much slower x is than y, within the range of ratios, and how well the profiles fit there: `[B]`.
+        """Log of how much slower x is than y, within the range of ratios, and how clear both beats are: `[B]` each.
 
-        The fit is a correlation: near 1 for one rhythm, near 0 where nothing repeats.
+        As `tempo.tempo_ratio`; a beat counts from `tempo.FOUND` on.
         """
         limit = self._limit(x.shape[2])
-        shortest, longest = (seconds * self.frame_rate for seconds in LAGS_SECONDS)
-        lags = max(1.0, shortest), min(longest, x.shape[2] / 3)
-        if limit < GRID or lags[1] < 2 * lags[0]:
-            return x.new_zeros(len(x)), x.new_zeros(len(x))
-        most = math.floor(limit / GRID)  # steps of log ratio to either side
-        profiles = [self._profile(clip, lags, reach * GRID) for clip, reach in ((x, most), (y, 0))]
-        shifted = centred(profiles[0].unfold(2, profiles[1].shape[2], 1))  # [B, halves, 2·most + 1, G]
-        wanted = centred(profiles[1])[:, :, None]
-        power = (shifted.square().mean((1, 3)) + TEMPO_FLOOR) * (wanted.square().mean((1, 3)) + TEMPO_FLOOR)
-        fit = (shifted * wanted).mean((1, 3)) * power.rsqrt()  # [B, K]
-        steps = torch.arange(-most, most + 1, dtype=x.dtype, device=x.device)
-        scores = fit - STAY * steps.abs() / most
-        best = scores.detach().argmax(1, keepdim=True)
-        near = (steps - (best - most)).abs() <= TEMPO_REACH
-        weight = torch.where(near, self._sharp() * scores, -math.inf).softmax(1)
-        fit = (weight * fit).sum(1)
-        return GRID * (weight * steps).sum(1) * torch.sigmoid((fit - FOUND) / DOUBT), fit
+        return tempo_ratio(x, y, limit=limit, frame_rate=self.frame_rate, sharpness=self._sharp())
 
     def _limit(self, frames: int) -> float:
         """Log of the longest ratio that a clip of so many frames has room for."""
@@ -147,19 +125,6 @@ class ContentSelector(nn.Module):
 
     def _sharp(self) -> Tensor:
         return self.log_sharpness.exp()
-
-    def _profile(self, clip: Tensor, lags: tuple[float, float], reach: float) -> Tensor:
-        """Rhythm profiles of both halves of the channels of a clip, `[B, 2, G]`, the lags wider by `reach` at each end.
-
-        Low and high apart, since hats repeat twice as often as drums: together they take a tempo for its double.
-        """
-        lags = lags[0] * math.exp(-reach), lags[1] * math.exp(reach)
-        begin = clip.new_zeros(len(clip), 1)
-        halves = [
-            onset_repeats(half, begin, begin + clip.shape[2], math.ceil(1.1 * lags[1]))  # [B, 1, lags]
-            for half in clip.chunk(2, 1)
-        ]
-        return torch.cat([on_log_axis(half, begin, TEMPO_BLUR, lags) for half in halves], 1)
 
     def _ratios(self, tempo: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         tempo = tempo[:, None]
@@ -190,9 +155,18 @@ class ContentSelector(nn.Module):
         return start_x, self._on_the_beat(x, y, start_x, start_y, ratio_x, ratio_y, low, high)
 
     def _gap(self, room: Tensor) -> Tensor:
-        """Frames that pairs keep between their starts, as far as the room allows."""
-        even = (LAST_PLACE - FIRST_PLACE) * room / max(1, self.num_pairs - 1)
-        return (SLACK * even).clamp(max=GAP_SECONDS * self.frame_rate)
+        """Frames that pairs keep between their starts, as far as the room allows.
+
+        As many starts a second apart as there is room for; the other pairs share those places in this stream, and
+        differ in the other. Where not even two can be a second apart, all are spread evenly.
+        """
+        least = NEVER_NEARER * self.frame_rate
+        even = (LAST_PLACE - FIRST_PLACE) * room
+        gaps = (LEAST_SLACK * even / least).floor().clamp(max=max(1, self.num_pairs - 1))
+        even = even / torch.where(gaps < 1, max(1, self.num_pairs - 1), gaps)
+        return torch.maximum(SLACK * even, (LEAST_SLACK * even).clamp(max=least)).clamp(
+            max=GAP_SECONDS * self.frame_rate
+        )
 
     def _crowding(self, places: Tensor, taken: list[Tensor], room: Tensor) -> Tensor:
         """What each place costs, `[B, S]`: its nearness to those taken, and much more where it leaves too few gaps.
@@ -206,10 +180,10 @@ class ContentSelector(nn.Module):
         ends = [FIRST_PLACE * room[:, None] - gap, LAST_PLACE * room[:, None] + gap]
         fixed = torch.cat([*ends, *(start[:, None] for start in taken)], 1)[:, None].expand(-1, places.shape[1], -1)
         every = torch.cat([fixed, places[..., None]], 2).sort(2).values.detach()  # [B, S, taken + 3]
-        held = ((every.diff(dim=2) + 1e-3) / gap.clamp(min=1e-6)[..., None]).floor() - 1
-        missing = self.num_pairs - len(taken) - 1 - held.clamp(min=0).sum(2)
-        crowded = missing.clamp(min=0) + (held < 0).sum(2)  # too near to one taken
-        return cost + CROWDED * crowded
+        gaps = (every.diff(dim=2) + 1e-3) / gap.clamp(min=1e-6)[..., None]
+        missing = self.num_pairs - len(taken) - 1 - (gaps.floor() - 1).clamp(min=0).sum(2)
+        short = (1 - gaps).clamp(min=0).sqrt().sum(2)  # too near to one taken; a little to two is worse than to one
+        return cost + CROWDED * (missing.clamp(min=0) + short)
 
     def _fit(
         self, x: Tensor, y: Tensor, places_x: Tensor, places_y: Tensor, ratio_x: Tensor, ratio_y: Tensor

@@ -12,7 +12,8 @@ from adaptive_window.audio.mel import MelCodec
 from adaptive_window.audio.songs import synthesize_song
 from adaptive_window.audio.synthesis import synthesize_drums
 from adaptive_window.losses.scale_space import gaussian_blur
-from adaptive_window.model.content_selector import FOUND, ContentSelector
+from adaptive_window.model.content_selector import ContentSelector
+from adaptive_window.model.tempo import FOUND
 
 T, W = 1200, 800
 
@@ -37,11 +38,31 @@ def selector() -> ContentSelector:
 def test_finds_the_ratio_of_two_tempos_either_way(selector: ContentSelector, slow: float, fast: float) -> None:
     x, y = (encoded(synthesize_drums(seed, bpm, sample_rate=16000)) for seed, bpm in ((3, slow), (7, fast)))
     for a, b, wanted in ((x, y, fast / slow), (y, x, slow / fast)):
-        tempo, fit = selector.tempo(a, b)
+        tempo, beat = selector.tempo(a, b)
         assert tempo.exp().item() == pytest.approx(wanted, rel=0.02)
-        assert fit.item() > FOUND
+        assert beat.item() > FOUND
         windows = selector(a, b)
         assert torch.allclose(windows["ratio_input"] / windows["ratio_target"], torch.full((1, 3), wanted), rtol=0.02)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("seed", "slow", "fast"), [(210008, 83.168, 116.947), (210004, 99.853, 141.820)])
+def test_a_tempo_is_not_taken_for_its_double(selector: ContentSelector, seed: int, slow: float, fast: float) -> None:
+    """Songs of different styles whose rhythms fit each other no better at their own ratio than at half of it."""
+    x, y = (encoded(synthesize_song(seed + k, sample_rate=16000, bpm=bpm).audio) for k, bpm in enumerate((slow, fast)))
+    for a, b, wanted in ((x, y, fast / slow), (y, x, slow / fast)):
+        tempo, beat = selector.tempo(a, b)
+        assert tempo.exp().item() == pytest.approx(wanted, rel=0.03)
+        assert beat.item() > FOUND
+
+
+@torch.no_grad()
+def test_where_three_starts_have_no_room_two_of_them_do(selector: ContentSelector, songs: Tensor) -> None:
+    """A tempo of 1.4 leaves 1.1 s of a clip: one gap of a second, not two of half."""
+    ratio = torch.full((len(songs), 3), 1.43)
+    start, _ = selector._starts(songs, songs.roll(1, 0), ratio, torch.full_like(ratio, 1.05))
+    apart = (start[:, [0, 0, 1]] - start[:, [1, 2, 2]]).abs() >= 50
+    assert (apart.sum(1) == 2).all()
 
 
 @torch.no_grad()
@@ -49,8 +70,8 @@ def test_nothing_is_found_in_noise(selector: ContentSelector, songs: Tensor) -> 
     generator = np.random.default_rng(0)
     noise = torch.cat([encoded(0.1 * generator.standard_normal(24 * 16000).astype(np.float32)) for _ in range(4)])
     for target in (songs[:4], noise.roll(1, 0)):
-        tempo, fit = selector.tempo(noise, target)
-        assert fit.max().item() < 0.5 * FOUND
+        tempo, beat = selector.tempo(noise, target)
+        assert beat.max().item() < 0.5 * FOUND
         assert tempo.abs().max().item() < 0.02
 
 

@@ -59,7 +59,7 @@ def test_two_songs_in_music_out(songs, tmp_path, capsys):
     assert heard["onsets_input"] > 0.5
     assert heard["harmony_target"] > 0.4
     assert heard["copies"] < 0.9
-    assert set(report["tempo"]) == {"ratio", "fit", "found"}
+    assert set(report["tempo"]) == {"ratio", "beat", "found"}
     assert "fluctuation" in printed
 
 
