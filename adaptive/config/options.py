@@ -151,6 +151,9 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         "match with learned target windows",
     )
     max_strength: ClosedUnitInterval = flag(1.0, "strongest transform of the tonality; 0 switches it off")
+    restore: Literal["none", "frame"] = flag(
+        "none", "what the transform gives back: none, as the original, or each frame's loudness (mean and spread)"
+    )
 
     dropout: DropoutRate = flag(0.1, "dropout in the agent")
 

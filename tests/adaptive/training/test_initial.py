@@ -38,6 +38,10 @@ def test_a_run_that_does_not_fit_is_told_what_to_set():
         begin_with(agent, arguments, initial, "default")
     with pytest.raises(UsageError, match="its selector is content, this run's mlp"):
         begin_with(agent, {**arguments, "selector": "mlp"}, initial, "default")
+    mine = arguments.get("restore", "none")
+    other = "none" if mine == "frame" else "frame"
+    with pytest.raises(UsageError, match=f"its restore is {mine}, this run's {other}: set --restore"):
+        begin_with(agent, {**arguments, "num_pairs": 3, "restore": other}, initial, "default")
     assert set(sizes_of(initial)) >= {"component_dim", "composer_dim"}
 
 
