@@ -37,11 +37,14 @@ def begin_with(agent: AdaptiveWindowCreativeAgent, arguments: dict[str, Any], in
     """Puts the weights into a fresh agent; lengths of clips and windows may differ from those they were trained at.
 
     Raises:
-        UsageError: another codec's channels, selector or number of pairs.
+        UsageError: another codec's channels, selector, number of pairs or tonality transform.
     """
     theirs = initial.info["agent"]
-    for key, flag in (("encoding_dim", "codec"), ("selector", "selector"), ("num_pairs", "num-pairs")):
-        had = theirs.get(key, "mlp" if key == "selector" else None)
-        if had is not None and had != arguments[key]:
-            raise UsageError(f"--init {name}: its {key} is {had}, this run's {arguments[key]}: set --{flag} as it was")
+    flags = {"encoding_dim": "codec", "selector": "selector", "num_pairs": "num-pairs", "restore": "restore"}
+    older = {"selector": "mlp", "restore": "none"}  # what checkpoints without the key are
+    for key, flag in flags.items():
+        had = theirs.get(key, older.get(key))
+        ours = arguments.get(key, older.get(key))
+        if had is not None and had != ours:
+            raise UsageError(f"--init {name}: its {key} is {had}, this run's {ours}: set --{flag} as it was")
     load_weights(agent, initial.model, checkpoint_at(name))
