@@ -54,7 +54,7 @@ class _Windows(torch.autograd.Function):
         return None, *(torch.empty_like(t) for t in ctx.saved_tensors)
 
 
-def _windowed_tonality(x: Tensor, start: Tensor, *rest: Any, eps: float, backend: str) -> Tensor:
+def _windowed_tonality(x: Tensor, start: Tensor, *rest: Any, eps: float, restore: str, backend: str) -> Tensor:
     *tensors, window = rest
     return _Windows.apply(window, x, start, *tensors)
 

@@ -86,14 +86,28 @@ def tonality_blend(
     norm_bias: Tensor,
     *,
     eps: float = 1e-5,
+    restore: str = "none",
     backend: str = "auto",
 ) -> Tensor:
     """Depthwise-separable convolution and LayerNorm over channels, blended into the signal by `strength`.
 
         z = depthwise convolution of y (K taps, zero padding at the window's edges) + depthwise_bias
         u = pointwise_weight · z + pointwise_bias
-        v = (u − mean_c u) / sqrt(var_c u + eps) · norm_weight + norm_bias        over the channels of each frame
+        n = (u − mean_c u) / sqrt(var_c u + eps)        over the channels of each frame, variances without Bessel's 1
+        v = n · norm_weight + norm_bias
         out = (1 − strength)·y + strength·v
+
+    With `restore="frame"` each frame gets back what the normalization takes from it, its loudness with it:
+
+        v = mean_c y + sqrt(var_c y + eps)·n · norm_weight + norm_bias
+
+    With convolutions that change nothing, norm_weight 1 and norm_bias 0, u is y, sqrt(var_c y + eps)·n is y − mean_c y,
+    and out is y itself, to rounding, whatever the strength. Gradients go through mean and spread: with g that of out,
+    m = mean_c y and σ = sqrt(var_c y + eps), v brings to y's, beside what goes through n and the convolutions,
+
+        strength·(mean_c g + (y − m)/σ · mean_c (g·norm_weight·n))
+
+    since ∂m/∂y_c = 1/C and ∂σ/∂y_c = (y_c − m)/(C·σ); through n it is as without, times σ.
 
     Args:
         y: windows, `[B, P, C, W]`, floating, any strides.
@@ -101,7 +115,8 @@ def tonality_blend(
         depthwise_weight: `[C, 1, K]`, K odd; depthwise_bias: `[C]`.
         pointwise_weight: `[C, C, 1]`; pointwise_bias: `[C]`.
         norm_weight, norm_bias: `[C]`.
-        eps: added to the variance, > 0.
+        eps: added to each variance, > 0.
+        restore: `"none"`, as the original; or `"frame"`, each frame's own mean and spread over channels.
         backend: as `resample_windows`; `"native"` takes K ≤ 31.
 
     Returns:
@@ -109,16 +124,16 @@ def tonality_blend(
         inputs and rounds once.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `resample_windows`; an even K is a ValueError.
+        TypeError, ValueError, RuntimeError: as `resample_windows`; an even K or an unknown `restore` is a ValueError.
     """
     given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
-    tensors, numbers = _autocast((), (y, strength, *given)), (eps,)
+    tensors, numbers = _autocast((), (y, strength, *given)), (eps, restore)
     calls = ops.known(ops.TONALITY_BLEND, tensors, numbers, backend)
     if calls is not None:
         return ops.again(calls, tensors)
     y, strength, *cast = tensors
     check_windows(y)
-    check_tonality("y", y, y.shape[1], strength, Weights(*cast)._asdict(), eps)
+    check_tonality("y", y, y.shape[1], strength, Weights(*cast)._asdict(), eps, restore)
     check_backend(backend)
     return ops.run(ops.TONALITY_BLEND, tensors, numbers, backend)
 
@@ -137,9 +152,10 @@ def windowed_tonality(
     window: int,
     *,
     eps: float = 1e-5,
+    restore: str = "none",
     backend: str = "auto",
 ) -> Tensor:
-    """`tonality_blend(resample_windows(x, start, ratio, window), strength, ...)` in one call.
+    """`tonality_blend(resample_windows(x, start, ratio, window), strength, ...)` in one call, `restore` included.
 
     Arguments, convention and errors are those of the two functions; the Triton backend fuses them, never writes the
     resampled windows to memory, and keeps only the inputs for the backward pass.
@@ -149,11 +165,11 @@ def windowed_tonality(
     """
     given = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     start, ratio, x, *rest = _autocast((start, ratio), (x, strength, *given))
-    tensors, numbers = (x, start, ratio, *rest), (window, eps)
+    tensors, numbers = (x, start, ratio, *rest), (window, eps, restore)
     calls = ops.known(ops.WINDOWED_TONALITY, tensors, numbers, backend)
     if calls is not None:
         return ops.again(calls, tensors)
     check_source(x, start, ratio, window)
-    check_tonality("x", x, start.shape[1], rest[0], Weights(*rest[1:])._asdict(), eps)
+    check_tonality("x", x, start.shape[1], rest[0], Weights(*rest[1:])._asdict(), eps, restore)
     check_backend(backend)
     return ops.run(ops.WINDOWED_TONALITY, tensors, numbers, backend)

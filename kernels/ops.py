@@ -33,7 +33,7 @@ KNOWN = 512  # signatures whose calls are remembered; the oldest is forgotten
 
 @dataclass(frozen=True)
 class Op:
-    """A function of tensors, all of them differentiable, and numbers."""
+    """A function of tensors, all of them differentiable, and numbers (or words)."""
 
     name: str
     tensors: tuple[str, ...]
@@ -49,12 +49,12 @@ class Op:
 
 RESAMPLE_WINDOWS = Op("resample_windows", ("x", "start", "ratio"), ("SymInt window",), lambda _, n: n[0], 1)
 TONALITY_BLEND = Op(
-    "tonality_blend", ("y", "strength", *Weights._fields), ("float eps",), lambda t, _: t[0].shape[-1], 0
+    "tonality_blend", ("y", "strength", *Weights._fields), ("float eps", "str restore"), lambda t, _: t[0].shape[-1], 0
 )
 WINDOWED_TONALITY = Op(
     "windowed_tonality",
     ("x", "start", "ratio", "strength", *Weights._fields),
-    ("SymInt window", "float eps"),
+    ("SymInt window", "float eps", "str restore"),
     lambda _, n: n[0],
     1,
 )

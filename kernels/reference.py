@@ -184,7 +184,7 @@ def _depthwise(y: Tensor, weight: Tensor) -> Tensor:
     return _Depthwise.apply(y, weight)
 
 
-def _blended_rows(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:
+def _blended_rows(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps: float, restore: str) -> Tensor:
     """The tonality blend with channels last, `[B, P, W, C]` to the same, in the dtype of y (float32 or float64)."""
     dw, db, pw, pb, gamma, beta = (w.to(y.dtype) for w in weights)
     # The depthwise bias goes through the pointwise product: the convolution's own bias doubles its backward pass.
@@ -192,7 +192,12 @@ def _blended_rows(y: Tensor, strength: Tensor, weights: tuple[Tensor, ...], eps:
     mix = pw[:, :, 0]
     with without_autocast(y.device.type):
         u = F.linear(z, mix, pb + mix @ db)
-    v = F.layer_norm(u, y.shape[-1:], gamma, beta, eps)
+    if restore == "frame":
+        n = F.layer_norm(u, y.shape[-1:], eps=eps)
+        variance, mean = torch.var_mean(y, -1, correction=0, keepdim=True)  # [B, P, W, 1]
+        v = mean + torch.sqrt(variance + eps) * n * gamma + beta
+    else:
+        v = F.layer_norm(u, y.shape[-1:], gamma, beta, eps)
     return torch.lerp(y, v, strength.to(y.dtype)[:, :, None, None])  # (1 - s)·y + s·v, exactly y or v at 0 or 1
 
 
@@ -211,11 +216,12 @@ def tonality_blend(
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float = 1e-5,
+    restore: str = "none",
 ) -> Tensor:
     """`[B, P, C, W]` -> `[B, P, C, W]`; see `functional.tonality_blend`."""
     weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     rows = _turned(y.to(compute_dtype(y.dtype)))
-    return _turned(_blended_rows(rows, strength, weights, eps).to(y.dtype))
+    return _turned(_blended_rows(rows, strength, weights, eps, restore).to(y.dtype))
 
 
 def windowed_tonality(
@@ -231,11 +237,12 @@ def windowed_tonality(
     norm_bias: Tensor,
     window: int,
     eps: float = 1e-5,
+    restore: str = "none",
 ) -> Tensor:
     """Both in turn, with channels last in between and 16-bit inputs rounded once, at the end; see `functional`."""
     weights = (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias)
     rows = _resampled_rows(x, start, ratio, window)
-    return _turned(_blended_rows(rows, strength, weights, eps).to(x.dtype))
+    return _turned(_blended_rows(rows, strength, weights, eps, restore).to(x.dtype))
 
 
 def interpolate_windows(x: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:

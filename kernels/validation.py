@@ -12,6 +12,7 @@ from torch import Tensor
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALVES = (torch.bfloat16, torch.float16)
 BACKENDS = ("auto", "triton", "native", "reference")
+RESTORE = ("none", "frame")
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -64,11 +65,15 @@ def check_eps(eps: object) -> None:
         raise ValueError(f"eps must be positive and finite, got {eps}")
 
 
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, choices))}, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
 def check_backend(backend: object) -> None:
-    if not isinstance(backend, str):
-        raise TypeError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {type(backend).__name__}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+    check_choice("backend", backend, BACKENDS)
 
 
 def check_source(x: object, start: object, ratio: object, window: object) -> None:
@@ -100,8 +105,10 @@ def check_windows(y: object) -> None:
             raise ValueError(f"y must have {letter} >= 1, got shape {list(y.shape)}")
 
 
-def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: dict[str, object], eps: object) -> None:
-    """`strength` and the six weights against the signal `y` (called `name` in messages)."""
+def check_tonality(
+    name: str, y: Tensor, pairs: int, strength: object, weights: dict[str, object], eps: object, restore: object
+) -> None:
+    """`strength` and the six weights against the signal `y` (called `name` in messages), and the two numbers."""
     batch, channels = y.shape[0], (y.shape[2] if y.dim() == 4 else y.shape[1])
     check_tensor("strength", strength, "B, P")
     assert isinstance(strength, Tensor)  # as above
@@ -126,6 +133,7 @@ def check_tonality(name: str, y: Tensor, pairs: int, strength: object, weights: 
     if taps % 2 != 1:
         raise ValueError(f"depthwise_weight must have an odd number of taps K, got K = {taps}")
     check_eps(eps)
+    check_choice("restore", restore, RESTORE)
 
 
 NO_SECOND_DERIVATIVE = (

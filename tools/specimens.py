@@ -100,11 +100,22 @@ def _calls(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     windowed, blend = Source.of_clips(x, start, ratio), Source.of_windows(y)
 
     everything = (True,) * 10
+
+    def forward(source: Source, restore: bool) -> object:
+        return transform.forward(source, strength, weights, w, EPS, restore=restore)
+
+    def backward(source: Source, needs: tuple[bool, ...], restore: bool) -> object:
+        return transform.backward(grad, source, strength, weights, EPS, needs, restore=restore)
+
     return {
-        "windowed_tonality forward": lambda: transform.forward(windowed, strength, weights, w, EPS),
-        "windowed_tonality backward": lambda: transform.backward(grad, windowed, strength, weights, EPS, everything),
-        "tonality_blend forward": lambda: transform.forward(blend, strength, weights, w, EPS),
-        "tonality_blend backward": lambda: transform.backward(grad, blend, strength, weights, EPS, everything[:8]),
+        "windowed_tonality forward": lambda: forward(windowed, False),
+        "windowed_tonality backward": lambda: backward(windowed, everything, False),
+        "tonality_blend forward": lambda: forward(blend, False),
+        "tonality_blend backward": lambda: backward(blend, everything[:8], False),
+        "restoring windowed_tonality forward": lambda: forward(windowed, True),
+        "restoring windowed_tonality backward": lambda: backward(windowed, everything, True),
+        "restoring tonality_blend forward": lambda: forward(blend, True),
+        "restoring tonality_blend backward": lambda: backward(blend, everything[:8], True),
         "resample_windows forward": lambda: resample.resample(x, start, ratio, w),
         "resample_windows backward": lambda: resample.gradients(grad, x, start, ratio, everything[:3]),
     }

@@ -156,6 +156,9 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         "how the content selector sets it: by how much the two windows clash, or alike for all songs; auto takes "
         "harmony where latents are a spectrum",
     )
+    restore: Literal["none", "frame"] = flag(
+        "none", "what the transform gives back: none, as the original, or each frame's loudness (mean and spread)"
+    )
 
     dropout: DropoutRate = flag(0.1, "dropout in the agent")
 
@@ -237,7 +240,7 @@ class ComposeConfig(SongPairOptions, OutputOptions):
     """Everything that `adaptive-window compose` can be told."""
 
     output: Path = flag(text="WAV file to write; a JSON of the windows is written beside it", short="-o")
-    pick: str = flag("mean", "mean of all pairs, best (least loss), or the number of one pair from 0")
+    pick: str = flag("best", "the pair of least loss, the number of one from 0, or mean: all averaged, which blurs")
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,8 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
         max_ratio: the longest window over W (see `windows_from_logits`).
         max_strength: strongest transform of the tonality, 0 to 1; 0 switches it off.
         kernel_size: taps of the tonality transform's depthwise convolution, odd.
+        restore: `"none"`, the original's tonality transform; or `"frame"`, which changes nothing until it is trained
+            and keeps each frame's loudness (`TonalityReducer`).
         component_dim, composer_heads, composer_layers, composer_dim: as `CompositionalCreativeAgent`.
         dropout: probability everywhere, in training.
         selector: `"mlp"`, `WindowSelector`, whose keys are the original's; `"correlation"`, `CorrelationSelector`,
@@ -55,6 +57,7 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
         max_ratio: float = 1.5,
         max_strength: float = 1.0,
         kernel_size: int = 7,
+        restore: str = "none",
         component_dim: int = 64,
         composer_heads: int = 8,
         composer_layers: int = 4,
@@ -96,8 +99,8 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
             )
         else:
             self.window_selector = CorrelationSelector(encoding_dim, num_pairs, window_frames=window_frames, **limits)
-        self.tonality_reducer_input = TonalityReducer(encoding_dim, kernel_size, backend=backend)
-        self.tonality_reducer_target = TonalityReducer(encoding_dim, kernel_size, backend=backend)
+        self.tonality_reducer_input = TonalityReducer(encoding_dim, kernel_size, restore=restore, backend=backend)
+        self.tonality_reducer_target = TonalityReducer(encoding_dim, kernel_size, restore=restore, backend=backend)
         self.creative_agent = CompositionalCreativeAgent(
             encoding_dim,
             component_dim,

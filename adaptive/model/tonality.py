@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TypeAlias, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
-from adaptive_window.kernels.validation import check_shape, check_tensor
+from adaptive_window.kernels.validation import RESTORE, check_choice, check_shape, check_tensor
 
 from .plain import is_plain
 from .validation import check_count
@@ -23,22 +24,30 @@ class TonalityReducer(nn.Module):
     at first the transform is LayerNorm alone, not identity: each frame loses its mean and its spread (its loudness) in
     proportion to the strength. "No change until trained" holds exactly only at strength 0.
 
+    With `restore="frame"` each frame's own mean and spread are put in the place of what LayerNorm took: nothing is
+    changed until trained, at any strength, and loudness stays with the frames (`adaptive_window.kernels.tonality_blend`
+    has the formula). Weights learn one of the two, so loading them into the other changes what is heard.
+
     While its three layers are as they were built, they are one fused call. Once one of them is replaced, hooked,
     parametrized, adapted or compiled, each is called as a module instead, on windows that are written out.
 
     Args:
         encoding_dim: C, channels.
         kernel_size: K, taps of the depthwise convolution, odd; zero padding at the window's edges.
+        restore: `"none"`, as the original; or `"frame"`.
         backend: as `adaptive_window.kernels.tonality_blend`.
     """
 
-    def __init__(self, encoding_dim: int = 128, kernel_size: int = 7, *, backend: str = "auto") -> None:
+    def __init__(
+        self, encoding_dim: int = 128, kernel_size: int = 7, *, restore: str = "none", backend: str = "auto"
+    ) -> None:
         super().__init__()
         check_count("encoding_dim", encoding_dim)
         check_count("kernel_size", kernel_size)
         if kernel_size % 2 != 1:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.backend = backend
+        check_choice("restore", restore, RESTORE)
+        self.restore, self.backend = restore, backend
         self.depthwise = nn.Conv1d(
             encoding_dim, encoding_dim, kernel_size, padding=kernel_size // 2, groups=encoding_dim
         )
@@ -89,13 +98,23 @@ class TonalityReducer(nn.Module):
     def _of_clips(self, x: Tensor, strength: Tensor, start: Tensor, ratio: Tensor, window: int) -> Tensor:
         if self._fusible():
             return windowed_tonality(
-                x, start, ratio, strength, *self._weights(), window, eps=self.norm.eps, backend=self.backend
+                x,
+                start,
+                ratio,
+                strength,
+                *self._weights(),
+                window,
+                eps=self.norm.eps,
+                restore=self.restore,
+                backend=self.backend,
             )
         return self._through_layers(resample_windows(x, start, ratio, window, backend=self.backend), strength)
 
     def _of_windows(self, y: Tensor, strength: Tensor) -> Tensor:
         if self._fusible():
-            return tonality_blend(y, strength, *self._weights(), eps=self.norm.eps, backend=self.backend)
+            return tonality_blend(
+                y, strength, *self._weights(), eps=self.norm.eps, restore=self.restore, backend=self.backend
+            )
         check_tensor("y", y, "B, P, C, W")
         return self._through_layers(y, strength)
 
@@ -122,14 +141,23 @@ class TonalityReducer(nn.Module):
         return cast(SixWeights, tuple(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
 
     def _through_layers(self, y: Tensor, strength: Tensor) -> Tensor:
-        """The same formula with every layer called as a module: `y [B, P, C, W]`, `strength [B, P]`."""
+        """The same formula with every layer called as a module: `y [B, P, C, W]`, `strength [B, P]`.
+
+        To restore, the norm's bias is what it makes of a frame of zeros, whatever it is by now: it is given one more.
+        """
         check_tensor("strength", strength, "B, P")
         check_shape("strength", strength, tuple(y.shape[:2]), "[B, P]")
         mixed = self.pointwise(self.depthwise(y.flatten(0, 1)))  # [B·P, C, W]
-        changed = self.norm(mixed.transpose(1, 2)).transpose(1, 2).unflatten(0, y.shape[:2])
+        if self.restore == "frame":
+            mixed = F.pad(mixed, (0, 1))
         wide = torch.promote_types(y.dtype, torch.float32)
-        blend = strength.to(wide)[:, :, None, None]
-        return torch.lerp(y.to(wide), changed.to(wide), blend).to(y.dtype).contiguous()
+        changed = self.norm(mixed.transpose(1, 2)).transpose(1, 2).unflatten(0, y.shape[:2]).to(wide)
+        rows = y.to(wide)
+        if self.restore == "frame":
+            changed, bias = changed[..., :-1], changed[..., -1:]
+            variance, mean = torch.var_mean(rows, 2, correction=0, keepdim=True)  # [B, P, 1, W]
+            changed = mean + torch.sqrt(variance + self.norm.eps) * (changed - bias) + bias
+        return torch.lerp(rows, changed, strength.to(wide)[:, :, None, None]).to(y.dtype).contiguous()
 
     def extra_repr(self) -> str:
-        return f"backend={self.backend!r}"
+        return f"restore={self.restore!r}, backend={self.backend!r}"

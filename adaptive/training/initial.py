@@ -59,15 +59,21 @@ def begin_with(agent: AdaptiveWindowCreativeAgent, arguments: dict[str, Any], in
     """Puts the weights into a fresh agent; lengths of clips and windows may differ from those they were trained at.
 
     Raises:
-        UsageError: another codec's channels, selector or number of pairs.
+        UsageError: another codec's channels, selector, number of pairs or tonality transform.
     """
     theirs = initial.info["agent"]
-    for key, flag in (("encoding_dim", "codec"), ("selector", "selector"), ("num_pairs", "num-pairs")):
-        had = theirs.get(key, "mlp" if key == "selector" else None)
-        if had is not None and had != arguments[key]:
-            raise UsageError(f"--init {name}: its {key} is {had}, this run's {arguments[key]}: set --{flag} as it was")
+    flags = {"encoding_dim": "codec", "selector": "selector", "num_pairs": "num-pairs", "restore": "restore"}
+    older = {"selector": "mlp", "restore": "none"}  # what checkpoints without the key are
+    for key, flag in flags.items():
+        had = theirs.get(key, older.get(key))
+        ours = arguments.get(key, older.get(key))
+        if had is not None and had != ours:
+            raise UsageError(f"--init {name}: its {key} is {had}, this run's {ours}: set --{flag} as it was")
     weights = initial.model
-    if theirs.get("strength", "constant") == "constant" and arguments.get("strength") == "harmony":
+    had, ours = (of.get("strength", "constant") for of in (theirs, arguments))
+    if had == "harmony" and ours == "constant":
+        raise UsageError(f"--init {name}: its strength follows harmony, this run's is constant: set --strength as it was")
+    if had == "constant" and ours == "harmony":
         fresh = agent.state_dict()
         weights = {key: fresh[key] for key in HARMONY} | dict(weights)
     load_weights(agent, weights, checkpoint_at(name))

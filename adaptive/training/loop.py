@@ -77,6 +77,7 @@ class Trainer:
             "window_frames": codec.frames(config.window_seconds),
             "max_ratio": config.max_ratio,
             "max_strength": config.max_strength,
+            "restore": config.restore,
             "selector": config.selector,
             "novelty": config.novelty,
             "dropout": config.dropout,

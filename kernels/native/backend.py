@@ -76,9 +76,11 @@ class Calls:
     kernels = KERNELS
 
     def __init__(self, op: Any, tensors: tuple[Tensor, ...], numbers: tuple[Any, ...]) -> None:
-        self.op, self.numbers = op, numbers
+        self.op = op
         self.clips, self.blends = op.name != "tonality_blend", op.name != "resample_windows"
         self.window = op.window(tensors, numbers)
+        if self.blends:
+            self.eps, self.restore = numbers[-2], numbers[-1] == "frame"
         self.dtype = reference.compute_dtype(tensors[0].dtype)
         self.parts = _parts(op, tensors, numbers)
 
@@ -124,7 +126,7 @@ class Calls:
             strength, *weights = tensors[-7:]
             prepared = _prepared(tuple(weights), self.dtype)
             shares = _plain(strength.flatten(), self.dtype)
-            out = launch.blend(source, shape, shares, prepared, self.numbers[-1], kept[-2:])
+            out = launch.blend(source, shape, shares, prepared, self.eps, self.restore, kept[-2:])
         return out.view(batch, pairs, *shape[1:])
 
     def backward(
@@ -151,7 +153,9 @@ class Calls:
                 strength, *weights = tensors[-7:]
                 prepared = _prepared(tuple(weights), self.dtype)
                 shares = _plain(strength.flatten(), self.dtype)
-                dstrength, d = launch.blend_backward(grad, source, into, shares, prepared, *parts[-2:])
+                dstrength, d = launch.blend_backward(
+                    grad, source, into, shares, prepared, self.eps, self.restore, *parts[-2:]
+                )
                 depthwise_bias = _plain(weights[1], self.dtype)
                 others = dstrength, *_weight_gradients(d, prepared.mix, depthwise_bias)
             first = self._source_gradients(into, tensors)

@@ -154,9 +154,13 @@ def blend(
     strength: Tensor,
     weights: Weights,
     eps: float,
+    restore: bool,
     memory: Sequence[Tensor | None] = (None, None),
 ) -> Tensor:
-    """-> out `[N, C, W]`; into `memory` what backward needs: u `[N, W, C]` and each row's moments `[N, W, 2]`."""
+    """-> out `[N, C, W]`; into `memory` what backward needs: u `[N, W, C]` and each of its rows' moments `[N, W, 2]`.
+
+    restore: each frame of y gives its own mean and spread to the normalized u.
+    """
     _, channels, window = shape
     out = strength.new_empty(shape)
     parts, (y, z) = _parts(out, 2)
@@ -172,8 +176,8 @@ def blend(
         source.read(part, y)
         call("convolve", out.dtype, *sizes, len(weights.taps), weights.taps, y, z)
         torch.mm(z[:number].flatten(0, 1), transposed, out=u[here].flatten(0, 1))
-        call("blend", out.dtype, *sizes, eps, weights.bias, strength[part], weights.gamma, weights.beta, u[here], y,
-             out[part], moments[here])  # fmt: skip
+        call("blend", out.dtype, *sizes, restore, eps, weights.bias, strength[part], weights.gamma, weights.beta,
+             u[here], y, out[part], moments[here])  # fmt: skip
     return out
 
 
@@ -183,6 +187,8 @@ def blend_backward(
     into: Buffers,
     strength: Tensor,
     weights: Weights,
+    eps: float,
+    restore: bool,
     u: Tensor,
     moments: Tensor,
 ) -> tuple[Tensor, Weights]:
@@ -201,8 +207,8 @@ def blend_backward(
         sizes = _threads(number * window * channels), number, window, channels
         source.read(part, y)
         call("convolve", y.dtype, *sizes, taps, weights.taps, y, z)
-        call("blend_backward", y.dtype, *sizes, grad_out[part], u[part], moments[part], y, strength[part],
-             weights.gamma, weights.beta, du, dy, sums[part], dstrength[part])  # fmt: skip
+        call("blend_backward", y.dtype, *sizes, restore, eps, grad_out[part], u[part], moments[part], y,
+             strength[part], weights.gamma, weights.beta, du, dy, sums[part], dstrength[part])  # fmt: skip
         du_rows, z_rows = du[:number].flatten(0, 1), z[:number].flatten(0, 1)
         dmix.addmm_(du_rows.t(), z_rows)
         torch.mm(du_rows, weights.mix, out=z_rows)  # z is not needed any more: here lies its gradient

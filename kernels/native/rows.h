@@ -124,49 +124,60 @@ static void NAME(correlate_rows)(i64 K, i64 t0, i64 t1, i64 W, i64 C, const REAL
         }
 }
 
-/* u += bias; mean and 1 / sqrt(variance + eps) of the row */
-INLINE void NAME(add_bias)(i64 C, REAL eps, const REAL *restrict bias, REAL *restrict u, REAL *mean, REAL *rate) {
+/* mean and sqrt(variance + eps) of a row */
+INLINE void NAME(moments_of)(i64 C, REAL eps, const REAL *restrict row, REAL *mean, REAL *spread) {
     REAL sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
-    for (i64 c = 0; c < C; c++) {
-        u[c] += bias[c];
-        sum += u[c];
-    }
+    for (i64 c = 0; c < C; c++) sum += row[c];
     const REAL m = sum / C;
 #pragma omp simd reduction(+ : square)
-    for (i64 c = 0; c < C; c++) square += (u[c] - m) * (u[c] - m);
-    *mean = m, *rate = 1 / SQRT(square / C + eps);
+    for (i64 c = 0; c < C; c++) square += (row[c] - m) * (row[c] - m);
+    *mean = m, *spread = SQRT(square / C + eps);
 }
 
-/* y = (1 - s) * y + s * v with v = (u - mean) * rate * gamma + beta, in place */
-INLINE void NAME(blend_row)(i64 C, REAL s, REAL mean, REAL rate, const REAL *restrict u, const REAL *restrict gamma,
-                            const REAL *restrict beta, REAL *restrict y) {
-    for (i64 c = 0; c < C; c++) y[c] = (1 - s) * y[c] + s * ((u[c] - mean) * rate * gamma[c] + beta[c]);
+/* u += bias; mean and 1 / sqrt(variance + eps) of the row */
+INLINE void NAME(add_bias)(i64 C, REAL eps, const REAL *restrict bias, REAL *restrict u, REAL *mean, REAL *rate) {
+    for (i64 c = 0; c < C; c++) u[c] += bias[c];
+    NAME(moments_of)(C, eps, u, mean, rate);
+    *rate = 1 / *rate;
+}
+
+/* y = (1 - s) * y + s * v with v = level + spread * (u - mean) * rate * gamma + beta, in place; level and spread are
+ * those of y, or 0 and 1 where they are not restored */
+INLINE void NAME(blend_row)(i64 C, REAL s, REAL mean, REAL rate, REAL level, REAL spread, const REAL *restrict u,
+                            const REAL *restrict gamma, const REAL *restrict beta, REAL *restrict y) {
+    const REAL scale = rate * spread;
+    for (i64 c = 0; c < C; c++) y[c] = (1 - s) * y[c] + s * (level + (u[c] - mean) * scale * gamma[c] + beta[c]);
 }
 
 /* Its adjoint. g holds the gradient of the blended row and becomes that of y (through the blend alone). With
- * h = (u - mean) * rate and a = s * g * gamma:  du = rate * (a - mean(a) - h * mean(a * h)).  Adds to dgamma, dbeta and
- * dbias (the sum of du); returns ds = sum of g * (v - y). */
-INLINE REAL NAME(blend_row_backward)(i64 C, REAL s, REAL mean, REAL rate, const REAL *restrict u,
-                                     const REAL *restrict y, const REAL *restrict gamma, const REAL *restrict beta,
-                                     REAL *restrict g, REAL *restrict du, REAL *restrict dgamma, REAL *restrict dbeta,
-                                     REAL *restrict dbias) {
-    REAL mean_a = 0, mean_ah = 0, ds = 0;
-#pragma omp simd reduction(+ : mean_a, mean_ah, ds)
+ * h = (u - mean) * rate and a = s * g * gamma:  du = rate * spread * (a - mean(a) - h * mean(a * h)).  Adds to dgamma,
+ * dbeta and dbias (the sum of du); returns ds = sum of g * (v - y). Restored, level and spread are functions of y: to
+ * its gradient they add  mean(s * g) + (y - level) / spread * mean(a * h). */
+INLINE REAL NAME(blend_row_backward)(i64 C, i64 restored, REAL s, REAL mean, REAL rate, REAL level, REAL spread,
+                                     const REAL *restrict u, const REAL *restrict y, const REAL *restrict gamma,
+                                     const REAL *restrict beta, REAL *restrict g, REAL *restrict du,
+                                     REAL *restrict dgamma, REAL *restrict dbeta, REAL *restrict dbias) {
+    const REAL amount = s * spread, scale = rate * spread;
+    REAL mean_dv = 0, mean_a = 0, mean_ah = 0, ds = 0;
+#pragma omp simd reduction(+ : mean_dv, mean_a, mean_ah, ds)
     for (i64 c = 0; c < C; c++) {
         REAL h = (u[c] - mean) * rate, dv = s * g[c], a = dv * gamma[c];
-        dgamma[c] += dv * h;
+        dgamma[c] += amount * g[c] * h;
         dbeta[c] += dv;
+        mean_dv += dv;
         mean_a += a;
         mean_ah += a * h;
-        ds += g[c] * (h * gamma[c] + beta[c] - y[c]);
+        ds += g[c] * (level + spread * h * gamma[c] + beta[c] - y[c]);
     }
-    mean_a /= C, mean_ah /= C;
+    mean_dv /= C, mean_a /= C, mean_ah /= C;
     for (i64 c = 0; c < C; c++) {
-        REAL h = (u[c] - mean) * rate, d = rate * (s * g[c] * gamma[c] - mean_a - h * mean_ah);
+        REAL h = (u[c] - mean) * rate, d = scale * (s * g[c] * gamma[c] - mean_a - h * mean_ah);
         du[c] = d;
         dbias[c] += d;
         g[c] *= 1 - s;
     }
+    if (restored)
+        for (i64 c = 0; c < C; c++) g[c] += mean_dv + (y[c] - level) * (mean_ah / spread);
     return ds;
 }

@@ -33,17 +33,19 @@ void NAME(convolve)(i64 threads, i64 N, i64 W, i64 C, i64 K, const REAL *taps, c
 }
 
 /* u: the pointwise product of z, without its bias, which is added here. Blends in y (in place) and writes out,
- * [N, C, W]; keeps each row's mean and rate in moments, [N, W, 2]. */
-void NAME(blend)(i64 threads, i64 N, i64 W, i64 C, REAL eps, const REAL *bias, const REAL *strength, const REAL *gamma,
-                 const REAL *beta, REAL *u, REAL *y, REAL *out, REAL *moments) {
+ * [N, C, W]; keeps the mean and rate of each row of u in moments, [N, W, 2]. */
+void NAME(blend)(i64 threads, i64 N, i64 W, i64 C, i64 restore, REAL eps, const REAL *bias, const REAL *strength,
+                 const REAL *gamma, const REAL *beta, REAL *u, REAL *y, REAL *out, REAL *moments) {
     i64 tiles = (W + LINE - 1) / LINE;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (i64 job = 0; job < N * tiles; job++) {
         i64 n = job / tiles, t0 = job % tiles * LINE, t1 = MIN(t0 + LINE, W);
         for (i64 row = n * W + t0; row < n * W + t1; row++) {
             REAL *m = moments + 2 * row;
+            REAL level = 0, spread = 1;
+            if (restore) NAME(moments_of)(C, eps, y + row * C, &level, &spread);
             NAME(add_bias)(C, eps, bias, u + row * C, m, m + 1);
-            NAME(blend_row)(C, strength[n], m[0], m[1], u + row * C, gamma, beta, y + row * C);
+            NAME(blend_row)(C, strength[n], m[0], m[1], level, spread, u + row * C, gamma, beta, y + row * C);
         }
         NAME(turn_rows)(t1 - t0, C, C, W, y + (n * W + t0) * C, out + n * C * W + t0);
     }
@@ -51,9 +53,9 @@ void NAME(blend)(i64 threads, i64 N, i64 W, i64 C, REAL eps, const REAL *bias, c
 
 /* grad: [N, C, W]. du; dy through the blend alone; per tile dgamma, dbeta, dbias in sums, [N, tiles, 3, C], and
  * dstrength, [N, tiles]. */
-void NAME(blend_backward)(i64 threads, i64 N, i64 W, i64 C, const REAL *grad, const REAL *u, const REAL *moments,
-                          const REAL *y, const REAL *strength, const REAL *gamma, const REAL *beta, REAL *du, REAL *dy,
-                          REAL *sums, REAL *dstrength) {
+void NAME(blend_backward)(i64 threads, i64 N, i64 W, i64 C, i64 restore, REAL eps, const REAL *grad, const REAL *u,
+                          const REAL *moments, const REAL *y, const REAL *strength, const REAL *gamma,
+                          const REAL *beta, REAL *du, REAL *dy, REAL *sums, REAL *dstrength) {
     i64 tiles = (W + TILE - 1) / TILE;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (i64 job = 0; job < N * tiles; job++) {
@@ -63,10 +65,13 @@ void NAME(blend_backward)(i64 threads, i64 N, i64 W, i64 C, const REAL *grad, co
         for (i64 line = t0; line < t1; line += LINE) {
             i64 end = MIN(line + LINE, t1);
             NAME(turn_rows)(C, end - line, W, C, grad + n * C * W + line, dy + (n * W + line) * C);
-            for (i64 row = n * W + line; row < n * W + end; row++)
-                ds += NAME(blend_row_backward)(C, strength[n], moments[2 * row], moments[2 * row + 1], u + row * C,
-                                               y + row * C, gamma, beta, dy + row * C, du + row * C, dgamma, dbeta,
-                                               dbias);
+            for (i64 row = n * W + line; row < n * W + end; row++) {
+                REAL level = 0, spread = 1;
+                if (restore) NAME(moments_of)(C, eps, y + row * C, &level, &spread);
+                ds += NAME(blend_row_backward)(C, restore, strength[n], moments[2 * row], moments[2 * row + 1], level,
+                                               spread, u + row * C, y + row * C, gamma, beta, dy + row * C,
+                                               du + row * C, dgamma, dbeta, dbias);
+            }
         }
         dstrength[job] = ds;
     }

@@ -77,8 +77,11 @@ class Calls:
     kernels = KERNELS
 
     def __init__(self, op: Any, tensors: tuple[Tensor, ...], numbers: tuple[Any, ...]) -> None:
-        self.op, self.numbers = op, numbers
+        self.op = op
         self.window = op.window(tensors, numbers)
+        self.blends = op.name != "resample_windows"
+        if self.blends:
+            self.eps, self.restore = numbers[-2], numbers[-1] == "frame"
         self.dtype, self.device = tensors[0].dtype, tensors[0].device
         self.extents = [extent(value) for value in tensors]
         # kernels take the signal with its strides, everything else in one piece
@@ -92,14 +95,15 @@ class Calls:
         inputs, found = self._inputs(tensors)
         target = target_of(self.device)
         precision = precision_of(self.dtype, target)
-        keep = keep and self.op.name != "resample_windows"
+        keep = keep and self.blends
 
         def build(*twins: Tensor) -> Sequence[Tensor | None]:
             planned = replace(target, precision=precision)
-            if self.op.name == "resample_windows":
+            if not self.blends:
                 x, start, ratio = twins
                 return (resample.resample(x, start, ratio, self.window, planned),)
-            return transform.forward(*self._parts(twins), self.window, self.numbers[-1], planned, keep=keep)
+            parts = self._parts(twins)
+            return transform.forward(*parts, self.window, self.eps, planned, restore=self.restore, keep=keep)
 
         out, *kept = self._run((keep, target.arch, target.processors, precision), build, inputs, found)
         assert out is not None
@@ -110,8 +114,7 @@ class Calls:
     ) -> Gradients:
         """The gradients of `tensors`, None where nobody needs one."""
         inputs, found = self._inputs(tensors)
-        alone = self.op.name == "resample_windows"
-        if not (alone or grad.is_contiguous()):
+        if self.blends and not grad.is_contiguous():
             grad = grad.contiguous()
         size = self.grad_bytes if grad.is_contiguous() else extent(grad)
         at = addresses((grad,), (size,))
@@ -124,16 +127,16 @@ class Calls:
         else:
             precision, memory = kept.precision, [kept.memory]
             found.append(kept.memory.data_ptr())
-        key = (needs, target.arch, target.processors, precision, not memory, grad.stride() if alone else None)
+        key = (needs, target.arch, target.processors, precision, not memory, None if self.blends else grad.stride())
 
         def build(grad: Tensor, *twins: Tensor) -> Sequence[Tensor | None]:
             planned = replace(target, precision=precision)
-            if alone:
+            if not self.blends:
                 x, start, ratio = twins
                 return resample.gradients(grad, x, start, ratio, needs, planned)
             given = twins[len(tensors)] if memory else None
             parts = self._parts(twins[: len(tensors)])
-            return transform.backward(grad, *parts, self.numbers[-1], needs, planned, given)
+            return transform.backward(grad, *parts, self.eps, needs, planned, given, restore=self.restore)
 
         return tuple(self._run(key, build, [grad, *inputs, *memory], at + found))
 

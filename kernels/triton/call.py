@@ -12,6 +12,7 @@ from torch import Tensor
 from ..weights import Weights
 from .configurations import Configuration, Target, configuration
 from .launch import TRITON_TYPE, host, precision_of, target_of
+from .moments import Moments
 from .operands import Split
 from .prepare import Prepared, lay_out, prepare, room
 from .source import Source
@@ -35,6 +36,7 @@ class Normed(NamedTuple):
 
     du: Split | None = None
     heard: Tensor | None = None  # [B, P, W]
+    restored: Tensor | None = None  # [B, P, 3, W]
     dbias: Tensor | None = None  # [rows, C], to be summed over rows
     dnorm: Tensor | None = None  # [rows, C]
 
@@ -57,6 +59,7 @@ class Call:
     prepared: Prepared
     window: int
     eps: float
+    restore: bool  # of each frame, mean and spread
     target: Target
     precision: str  # of the pointwise products
 
@@ -71,6 +74,7 @@ class Call:
         target: Target | None,
         memory: Tensor | None = None,
         *,
+        restore: bool = False,
         prepared: bool = False,
     ) -> Call:
         """Choose the precision; prepare the weights, in `memory` if there is some, where they may lie `prepared`."""
@@ -80,7 +84,7 @@ class Call:
             compute, size = room(weights, precision)
             memory = torch.empty(size, dtype=compute, device=strength.device)
         ready = lay_out(memory, weights, precision) if prepared else prepare(weights, target, precision, memory)
-        return cls(source, strength, ready, window, eps, target, precision)
+        return cls(source, strength, ready, window, eps, restore, target, precision)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -124,8 +128,15 @@ class Call:
         return Split.empty(torch.Size(self.shape), self.prepared.pointwise.hi, self.precision)
 
     def configuration(self, kernel: str) -> Configuration:
-        step, resample = self.source.tensor.stride(-1), self.source.resample
-        return configuration(kernel, self.target, self.precision, *self.shape[2:], frame_stride=step, resample=resample)
+        return configuration(
+            kernel,
+            self.target,
+            self.precision,
+            *self.shape[2:],
+            frame_stride=self.source.tensor.stride(-1),
+            resample=self.source.resample,
+            restore=self.restore,
+        )
 
     def sizes(self) -> dict[str, Any]:
         _, _, channels, window = self.shape
@@ -146,3 +157,12 @@ class Call:
 def place_arguments(call: Call, places: Places | None) -> dict[str, Tensor]:
     """Arguments of the kernels that write or read places."""
     return {f"{name}_ptr": call.spare(getattr(places, name, None)) for name in Places._fields}
+
+
+def moments_arguments(call: Call, moments: Moments | None) -> dict[str, Any]:
+    """Arguments of the kernels that put moments together."""
+    return {
+        "moments_ptr": call.spare(None if moments is None else moments.tensor),
+        "RESTORE": moments is not None,
+        "WIDTH": 1 if moments is None else moments.width,
+    }

@@ -49,6 +49,7 @@ class Row:
     even: bool | None = None  # rows are whole multiples of 4 frames: elsewhere loads go one by one, in more registers
     frames_apart: bool | None = None  # frames are no neighbours in memory
     resample: bool | None = None  # the source is x, not y
+    restore: bool | None = None  # frames get their mean and spread back
     full: bool | None = None  # channels are whole multiples of 64: elsewhere those past the last are masked
 
 
@@ -66,6 +67,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, even=False),
         Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, resample=False),
         Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, frames_apart=True),
+        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, restore=True),  # twice the frames spill 64 B
         Row(_c(8, BLOCK_T=128, HOIST=False), even=False),
         Row(_c(8, BLOCK_T=128, HOIST=True)),
     ),
@@ -102,6 +104,7 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
         Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), arch=0, precision="fp64"),
         Row(_c(8, BLOCK_T=32, FOLD=2, APART=8, HOIST=True, STAGES=1), arch=0),
         Row(_c(8, BLOCK_T=16, FOLD=1, APART=1, HOIST=False, STAGES=1), precision="fp64", even=False),
+        Row(_c(8, BLOCK_T=16, FOLD=1, APART=1, HOIST=False, STAGES=1), precision="fp64", restore=True),
         Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), precision="fp64"),
         Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), even=False),
         Row(_c(8, BLOCK_T=64, FOLD=4, APART=1, HOIST=False, STAGES=1), arch=80),
@@ -145,6 +148,7 @@ def configuration(
     *frames: int,
     frame_stride: int = 1,
     resample: bool = True,
+    restore: bool = False,
 ) -> Configuration:
     """The first row of the kernel's table that matches.
 
@@ -153,6 +157,7 @@ def configuration(
         channels, frames: C, and the lengths of the rows that the kernel reads and writes.
         frame_stride: elements from one frame of x (or y) to the next.
         resample: whether it reads x; else y.
+        restore: whether frames get their mean and spread back.
     """
     padded = 64 * -(-channels // 64)
     even, full = all(count % 4 == 0 for count in frames), channels % 64 == 0
@@ -165,6 +170,7 @@ def configuration(
             (row.frames_apart, frame_stride != 1),
             (row.full, full),
             (row.resample, resample),
+            (row.restore, restore),
         )
         if all(mine is None or mine == theirs for mine, theirs in wanted):
             return row.configuration

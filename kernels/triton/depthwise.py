@@ -1,5 +1,7 @@
 """The depthwise convolution, within a tile and as a stage of its own: windows to z, and where their frames lie."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -7,6 +9,7 @@ import triton.language as tl
 from .call import Call, Places, place_arguments
 from .interpolation import channel_offsets, place_tile, position_slopes, read_window, source_frames
 from .launch import launch
+from .moments import Moments, store_moments
 from .operands import Split, split
 from .source import place_frames, read_frames
 
@@ -70,6 +73,7 @@ def recompute_windows(
     fraction_ptr,  # out: [B, P, W], f
     along_start_ptr,  # out: [B, P, W], ∂p/∂start
     along_ratio_ptr,  # out: [B, P, W], ∂p/∂ratio
+    moments_ptr,  # out: `moments.Moments`
     T,
     stride_b,
     stride_p,
@@ -82,6 +86,7 @@ def recompute_windows(
     RESAMPLE: tl.constexpr,
     NEED_PLACES: tl.constexpr,
     NEED_SLOPES: tl.constexpr,
+    NEED_MOMENTS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -115,6 +120,8 @@ def recompute_windows(
     tl.store(z_ptr + base + offsets, hi, mask=mask)
     if PRECISION == "bf16x3":
         tl.store(z_lo_ptr + base + offsets, lo, mask=mask)
+    if NEED_MOMENTS:
+        store_moments(moments_ptr, y, c, pair, tl.program_id(1), tl.num_programs(1), t, own, W, C, SPAN)
     if NEED_PLACES:
         if tl.program_id(1) == 0:
             store_places(
@@ -135,8 +142,13 @@ def recompute_windows(
             )
 
 
-def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> tuple[Split, Places | None]:
-    """z `[B, P, C, W]`, as the products take it; and the places of a clip's windows, if asked for."""
+class Recomputed(NamedTuple):
+    z: Split  # [B, P, C, W], as the products take it
+    places: Places | None  # of a clip's windows, if asked for
+    moments: Moments | None  # of frames, where they are restored
+
+
+def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> Recomputed:
     batch, pairs, channels, window = call.shape
     config, halo = call.with_overlap("recompute_windows")
     own, block_c = config.constants["BLOCK_T"] - 2 * halo, config.constants["BLOCK_C"]
@@ -148,12 +160,17 @@ def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> tupl
             call.scratch(batch, pairs, window) if slopes else None,
             call.scratch(batch, pairs, window) if slopes else None,
         )
+    blocks, moments = triton.cdiv(channels, block_c), None
+    if call.restore:
+        moments = Moments(call.scratch(batch, pairs, blocks, 2, window), block_c)
     arguments = {
         **call.source.arguments(pairs),
         "depthwise_ptr": call.prepared.depthwise,
         "z_ptr": z.hi,
         "z_lo_ptr": z.lo,
         **place_arguments(call, placed),
+        "moments_ptr": call.spare(None if moments is None else moments.tensor),
+        "NEED_MOMENTS": moments is not None,
         "NEED_PLACES": placed is not None,
         "NEED_SLOPES": placed is not None and slopes,
         "K": call.taps,
@@ -162,6 +179,6 @@ def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> tupl
         "PRECISION": call.precision,
         **call.sizes(),
     }
-    grid = (batch * pairs * triton.cdiv(window, own), triton.cdiv(channels, block_c))
+    grid = (batch * pairs * triton.cdiv(window, own), blocks)
     launch(recompute_windows, grid, config, arguments, outputs=own * block_c)
-    return z, placed
+    return Recomputed(z, placed, moments)

@@ -16,6 +16,7 @@ from .depthwise import depthwise
 from .interpolation import channel_offsets
 from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
+from .moments import tile_moments
 from .operands import multiply, split
 from .source import place_frames, read_frames
 
@@ -45,6 +46,7 @@ def windowed_tonality_forward(
     STRIDE_C: tl.constexpr,
     STRIDE_T: tl.constexpr,
     RESAMPLE: tl.constexpr,
+    RESTORE: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     HALO: tl.constexpr,
@@ -104,6 +106,10 @@ def windowed_tonality_forward(
             ys = ys + (y,)
 
         scale = strength * tl.rsqrt(tl.sum(u * u, 1) / C + EPS)  # [BLOCK_T]
+        if RESTORE:
+            mean, spread = tile_moments(ys, c, C, PADDED, BLOCK_C, EPS)
+            scale *= spread
+            level = strength * mean
         even, odd = tl.split(tl.permute(tl.reshape(u, (BLOCK_T, 2, 2, BLOCK_C)), (0, 3, 1, 2)))
         u0, u2 = tl.split(even)
         u1, u3 = tl.split(odd)
@@ -114,7 +120,10 @@ def windowed_tonality_forward(
             cn = c + n * BLOCK_C
             gamma = tl.load(norm_weight_ptr + cn)[None, :]
             beta = tl.load(norm_bias_ptr + cn)[None, :]
-            out = (1 - strength) * ys[n] + (us[n] * scale[:, None]) * gamma + strength * beta
+            kept = (1 - strength) * ys[n]
+            if RESTORE:
+                kept += level[:, None]
+            out = kept + (us[n] * scale[:, None]) * gamma + strength * beta
             mask = own[:, None] & (cn < C)[None, :] if C != PADDED else own[:, None]
             out_offsets = channel_offsets(cn, C, PADDED, W)[None, :] + t[:, None]
             tl.store(out_tile_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
@@ -144,6 +153,7 @@ def windowed_tonality(call: Call, out: Tensor) -> None:
         "out_ptr": out,
         "tiles": tiles,
         "EPS": call.eps,
+        "RESTORE": call.restore,
         "K": call.taps,
         "PADDED": call.padded,
         "HALO": call.halo,

@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .call import Call, Normed
+from .call import Call, Normed, moments_arguments
 from .configurations import Target
 from .interpolation import channel_offsets
 from .launch import launch
 from .loops import runtime_range
+from .moments import Moments, load_moments, store_restored
 from .operands import Split, load_split, multiply, split
 
 
@@ -39,9 +40,11 @@ def norm_backward(
     pointwise_bias_ptr,  # [PADDED], centred, the depthwise bias folded in
     norm_weight_ptr,  # [PADDED]
     grad_ptr,  # [B, P, C, W]
+    moments_ptr,  # `moments.Moments`
     du_ptr,  # out: [B, P, C, W]
     du_lo_ptr,
-    heard_ptr,  # out: [B, P, W], Σ_c g·γ·n
+    heard_ptr,  # out: [B, P, W], Σ_c g·(v − β)
+    restored_ptr,  # out: [B, P, 3, W]: m, and by what dy grows: s·mean_c g, and s·mean_c(g·γ·n)/σ for each y − m
     dbias_ptr,  # out: [programs, C]
     dnorm_ptr,  # out: [programs, C]
     tiles,  # of all windows
@@ -52,6 +55,9 @@ def norm_backward(
     NEED_BIAS: tl.constexpr,
     NEED_NORM: tl.constexpr,
     NEED_HEARD: tl.constexpr,
+    NEED_RESTORED: tl.constexpr,
+    RESTORE: tl.constexpr,
+    WIDTH: tl.constexpr,  # of a block of moments
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     FOLD: tl.constexpr,
@@ -61,7 +67,7 @@ def norm_backward(
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """u again, then back through LayerNorm: du, Σ_c g·γ·n, and this program's share of dâ and dγ. Grid (programs,)."""
+    """u again, then back through LayerNorm: du, Σ_c g·(v − β), this program's share of dâ and dγ. Grid (programs,)."""
     TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
     c = tl.arange(0, PADDED)
     j = tl.arange(0, BLOCK_T)
@@ -91,12 +97,35 @@ def norm_backward(
         inverse = tl.rsqrt(tl.sum(u * u, 1) / C + EPS)  # [BLOCK_T]
         gn = g * (u * inverse[:, None])
         heard = tl.sum(gn * gamma, 1)
-        if NEED_HEARD:
-            tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
-        if NEED_NORM:
-            dnorm += strength * fold_frames(gn, FOLD, APART, BLOCK_T, PADDED)
+        if RESTORE:
+            mean, spread = load_moments(moments_ptr, pair, t, t < W, W, C, EPS, WIDTH, COMPUTE)
+            amount = strength * spread  # [BLOCK_T]
+            if NEED_HEARD or NEED_RESTORED:
+                store_restored(
+                    heard_ptr,
+                    restored_ptr,
+                    pair,
+                    t,
+                    mean,
+                    spread,
+                    heard,
+                    tl.sum(g, 1),
+                    strength,
+                    W,
+                    C,
+                    NEED_HEARD,
+                    NEED_RESTORED,
+                )
+            if NEED_NORM:
+                dnorm += fold_frames(gn * amount[:, None], FOLD, APART, BLOCK_T, PADDED)
+        else:
+            amount = strength
+            if NEED_HEARD:
+                tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
+            if NEED_NORM:
+                dnorm += strength * fold_frames(gn, FOLD, APART, BLOCK_T, PADDED)
         if NEED_DU or NEED_BIAS:
-            scale = strength * inverse
+            scale = amount * inverse
             du = (g * gamma) * scale[:, None] - u * (scale * inverse * (heard / C))[:, None]
             if NEED_BIAS:
                 dbias += fold_frames(du, FOLD, APART, BLOCK_T, PADDED)
@@ -185,18 +214,30 @@ def product_backward(
             tl.store(share + c[:, None] * C + c[None, :], total, mask=mask)
 
 
-def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bool, norm: bool, heard: bool) -> Normed:
-    """du, and partial sums for dâ, dγ and dstrength."""
+def norm_gradients(
+    call: Call,
+    grad_out: Tensor,
+    z: Split,
+    moments: Moments | None,
+    *,
+    du: bool,
+    bias: bool,
+    norm: bool,
+    heard: bool,
+    restored: bool,
+) -> Normed:
+    """du, partial sums for dâ, dγ and dstrength, and what restoring adds to dy."""
     batch, pairs, channels, window = call.shape
     config = call.configuration("norm_backward")
     block_t = config.constants["BLOCK_T"]
     tiles = batch * pairs * triton.cdiv(window, block_t)
     programs = min(tiles, call.target.processors * config.per_processor)
     out = Normed(
-        call.operand() if du else None,
-        call.scratch(batch, pairs, window) if heard else None,
-        call.scratch(programs, channels) if bias else None,
-        call.scratch(programs, channels) if norm else None,
+        du=call.operand() if du else None,
+        heard=call.scratch(batch, pairs, window) if heard else None,
+        restored=call.scratch(batch, pairs, 3, window) if restored else None,
+        dbias=call.scratch(programs, channels) if bias else None,
+        dnorm=call.scratch(programs, channels) if norm else None,
     )
     written = out.du or z
     arguments = {
@@ -211,6 +252,7 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
         "du_ptr": written.hi,
         "du_lo_ptr": written.lo,
         "heard_ptr": call.spare(out.heard),
+        "restored_ptr": call.spare(out.restored),
         "dbias_ptr": call.spare(out.dbias),
         "dnorm_ptr": call.spare(out.dnorm),
         "tiles": tiles,
@@ -219,6 +261,8 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
         "NEED_BIAS": bias,
         "NEED_NORM": norm,
         "NEED_HEARD": heard,
+        "NEED_RESTORED": restored,
+        **moments_arguments(call, moments),
         "PADDED": call.padded,
         "PRECISION": call.precision,
         **call.sizes(),

@@ -104,10 +104,13 @@ def forward(
     eps: float,
     target: Target | None = None,
     *,
+    restore: bool = False,
     keep: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, P, C, W] of `windowed_tonality` or `tonality_blend`, in the dtype of the source; and the prepared weights
     if they are to be kept for `backward`.
+
+    restore: each frame's mean and spread are given back.
     """
     shape = (*strength.shape, source.tensor.shape[-2], window)
     out = torch.empty(shape, dtype=source.tensor.dtype, device=source.tensor.device)
@@ -116,11 +119,12 @@ def forward(
     target = target or target_of(source.tensor.device)
     compute, size = room(weights, precision_of(out.dtype, target))
     memory = torch.empty(size, dtype=compute, device=out.device)
-    call = Call.of(source, strength, weights, window, eps, target, memory)
+    call = Call.of(source, strength, weights, window, eps, target, memory, restore=restore)
     if fused.fits(call):
         fused.windowed_tonality(call, out)
     else:  # more channels or taps than one tile holds
-        wide.blend(call, wide.product(call, depthwise.recompute(call)[0]), out)
+        z, _, moments = depthwise.recompute(call)
+        wide.blend(call, wide.product(call, z), moments, out)
     return out, memory if keep else None
 
 
@@ -133,6 +137,8 @@ def backward(
     needs: tuple[bool, ...],
     target: Target | None = None,
     memory: Tensor | None = None,
+    *,
+    restore: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the source (x, start and ratio, or y), strength and the weights, None where not needed.
 
@@ -145,7 +151,8 @@ def backward(
     if grad_out.numel() == 0:
         inputs = (*inputs, strength, *weights)
         return tuple(finish.zeros(v) if need else None for v, need in zip(inputs, needs, strict=True))
-    call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, prepared=memory is not None)
+    ready = memory is not None
+    call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, restore=restore, prepared=ready)
     if clips:
         wanted = Needs(call.passed if needs[0] else None, *needs[1:])
     else:
@@ -165,11 +172,21 @@ def _chain(call: Call, grad_out: Tensor, weights: Weights, needs: Needs) -> tupl
     need_du = need_dz or needs.pointwise_weight
     need_bias = needs.depthwise_bias or needs.pointwise_bias or needs.pointwise_weight
     need_sums = needs.strength or needs.norm_bias
+    need_restored = call.restore and (needs.dy is not None or place)
     normed, windowed, dz, dproduct, placed = Normed(), Windowed(), None, None, None
     if need_du or need_bias or needs.strength or needs.norm_weight:
-        z, placed = depthwise.recompute(call, places=place or needs.depthwise_weight or needs.strength, slopes=place)
+        need_y = place or needs.depthwise_weight or needs.strength or need_restored
+        z, placed, moments = depthwise.recompute(call, places=need_y, slopes=place)
         normed = products.norm_gradients(
-            call, grad_out, z, du=need_du, bias=need_bias, norm=needs.norm_weight, heard=needs.strength
+            call,
+            grad_out,
+            z,
+            moments,
+            du=need_du,
+            bias=need_bias,
+            norm=needs.norm_weight,
+            heard=needs.strength,
+            restored=need_restored,
         )
         if normed.du is not None and need_du:
             dz, dproduct = products.product_gradients(call, z, normed.du, dz=need_dz, weight=needs.pointwise_weight)
@@ -178,6 +195,7 @@ def _chain(call: Call, grad_out: Tensor, weights: Weights, needs: Needs) -> tupl
             call,
             grad_out,
             dz,
+            normed.restored,
             placed,
             dy=needs.dy,
             place=place,

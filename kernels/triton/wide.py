@@ -8,10 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .call import Call, Normed
+from .call import Call, Normed, moments_arguments
 from .interpolation import channel_offsets
 from .launch import launch
 from .loops import runtime_range
+from .moments import Moments, load_moments, store_restored
 from .operands import Split, load_split, multiply, split
 from .source import place_frames, read_frames
 
@@ -101,14 +102,19 @@ def wide_norm_backward(
     strength_ptr,  # [B, P]
     norm_weight_ptr,  # [C]
     grad_ptr,  # [B, P, C, W]
+    moments_ptr,  # `moments.Moments`
     du_ptr,  # out: [B, P, C, W]
     du_lo_ptr,
     heard_ptr,  # out: [B, P, W]
+    restored_ptr,  # out: [B, P, 3, W]
     dbias_ptr,  # out: [tiles, C]
     dnorm_ptr,  # out: [tiles, C]
     W: tl.constexpr,
     C: tl.constexpr,
     EPS: tl.constexpr,
+    NEED_RESTORED: tl.constexpr,
+    RESTORE: tl.constexpr,
+    WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -124,6 +130,7 @@ def wide_norm_backward(
     strength = tl.load(strength_ptr + pair).to(COMPUTE)
     square = tl.zeros((BLOCK_T, BLOCK_C), COMPUTE)
     gu = square
+    sums = square
     for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
         c = c0 + j
         offs = base + channel_offsets(c, C, SPAN, W)[None, :] + t[:, None]
@@ -132,10 +139,21 @@ def wide_norm_backward(
         g = tl.load(grad_ptr + offs, mask=mask, other=0.0).to(COMPUTE)
         square += u * u
         gu += g * u * tl.load(norm_weight_ptr + c, mask=c < C, other=0.0).to(COMPUTE)[None, :]
+        if RESTORE:
+            sums += g
     inverse = tl.rsqrt(tl.sum(square, 1) / C + EPS)
     heard = tl.sum(gu, 1) * inverse
-    tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
-    scale = strength * inverse
+    if RESTORE:
+        mean, spread = load_moments(moments_ptr, pair, t, t < W, W, C, EPS, WIDTH, COMPUTE)
+        amount = strength * spread
+        level = tl.sum(sums, 1)
+        store_restored(
+            heard_ptr, restored_ptr, pair, t, mean, spread, heard, level, strength, W, C, True, NEED_RESTORED
+        )
+    else:
+        amount = strength
+        tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
+    scale = amount * inverse
     row = tl.program_id(0).to(tl.int64) * C
     for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
         c = c0 + j
@@ -160,6 +178,7 @@ def norm_blend(
     ratio_ptr,
     strength_ptr,
     u_ptr,  # [B, P, C, W], centred, in COMPUTE
+    moments_ptr,  # `moments.Moments`
     norm_weight_ptr,  # [PADDED]
     norm_bias_ptr,
     out_ptr,  # [B, P, C, W]
@@ -173,6 +192,8 @@ def norm_blend(
     STRIDE_C: tl.constexpr,
     STRIDE_T: tl.constexpr,
     RESAMPLE: tl.constexpr,
+    RESTORE: tl.constexpr,
+    WIDTH: tl.constexpr,  # of a block of moments
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -197,6 +218,10 @@ def norm_blend(
         u = tl.load(u_tile_ptr + offsets, mask=inside[:, None] & (c < C)[None, :], other=0.0)
         squares += u * u
     scale = strength * tl.rsqrt(tl.sum(squares, 1) / C + EPS)
+    if RESTORE:
+        mean, spread = load_moments(moments_ptr, pair, t, inside, W, C, EPS, WIDTH, COMPUTE)
+        scale *= spread
+        level = strength * mean
     for chunk in tl.range(0, C, BLOCK_C, num_stages=1):
         c = chunk + tl.arange(0, BLOCK_C)
         mask = inside[:, None] & (c < C)[None, :]
@@ -205,7 +230,10 @@ def norm_blend(
         y = read_frames(tile_ptr, c, i, w0, w1, inside, C, SPAN, STRIDE_C, STRIDE_T, RESAMPLE)
         gamma = tl.load(norm_weight_ptr + c)[None, :]
         beta = tl.load(norm_bias_ptr + c)[None, :]
-        out = (1 - strength) * y + (u * scale[:, None]) * gamma + strength * beta
+        kept = (1 - strength) * y
+        if RESTORE:
+            kept += level[:, None]
+        out = kept + (u * scale[:, None]) * gamma + strength * beta
         tl.store(out_tile_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -233,7 +261,7 @@ def product(call: Call, a: Split, *, transposed: bool = False) -> Tensor:
     return out
 
 
-def blend(call: Call, u: Tensor, out: Tensor) -> None:
+def blend(call: Call, u: Tensor, moments: Moments | None, out: Tensor) -> None:
     """LayerNorm of u and blend, into out."""
     batch, pairs, channels, window = call.shape
     config = call.configuration("norm_blend")
@@ -242,6 +270,7 @@ def blend(call: Call, u: Tensor, out: Tensor) -> None:
         **call.source.arguments(pairs),
         "strength_ptr": call.strength,
         "u_ptr": u,
+        **moments_arguments(call, moments),
         "norm_weight_ptr": call.prepared.norm,
         "norm_bias_ptr": call.prepared.norm_bias,
         "out_ptr": out,
@@ -252,8 +281,19 @@ def blend(call: Call, u: Tensor, out: Tensor) -> None:
     launch(norm_blend, (programs,), config, arguments, outputs=block_t * channels)
 
 
-def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bool, norm: bool, heard: bool) -> Normed:
-    """As `pointwise.norm_gradients`; all of them, whoever asks."""
+def norm_gradients(
+    call: Call,
+    grad_out: Tensor,
+    z: Split,
+    moments: Moments | None,
+    *,
+    du: bool,
+    bias: bool,
+    norm: bool,
+    heard: bool,
+    restored: bool,
+) -> Normed:
+    """As `pointwise.norm_gradients`; all but the last, whoever asks."""
     batch, pairs, channels, window = call.shape
     config = call.configuration("wide_norm_backward")
     block_t = config.constants["BLOCK_T"]
@@ -261,6 +301,7 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
     u = product(call, z)
     written, frames = call.operand(), call.scratch(batch, pairs, window)
     dbias, dnorm = call.scratch(tiles, channels), call.scratch(tiles, channels)
+    kept = call.scratch(batch, pairs, 3, window) if restored else None
     arguments = {
         "u_ptr": u,
         "strength_ptr": call.strength,
@@ -269,6 +310,9 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
         "du_ptr": written.hi,
         "du_lo_ptr": written.lo,
         "heard_ptr": frames,
+        "restored_ptr": call.spare(kept),
+        "NEED_RESTORED": restored,
+        **moments_arguments(call, moments),
         "dbias_ptr": dbias,
         "dnorm_ptr": dnorm,
         "EPS": call.eps,
@@ -276,7 +320,7 @@ def norm_gradients(call: Call, grad_out: Tensor, z: Split, *, du: bool, bias: bo
         **call.sizes(),
     }
     launch(wide_norm_backward, (tiles,), config, arguments, outputs=block_t * channels)
-    return Normed(written, frames, call.summed(dbias)[None], call.summed(dnorm)[None])
+    return Normed(written, frames, kept, call.summed(dbias)[None], call.summed(dnorm)[None])
 
 
 def product_gradients(

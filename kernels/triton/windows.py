@@ -9,6 +9,7 @@ from .call import Call, Places, Windowed, place_arguments
 from .interpolation import channel_offsets, frame_offsets
 from .launch import launch
 from .loops import runtime_range
+from .moments import load_restored
 
 
 @triton.jit
@@ -34,6 +35,7 @@ def window_backward(
     depthwise_ptr,  # [K, PADDED]
     grad_ptr,  # [B, P, C, W]
     dz_ptr,  # [B, P, C, W]
+    restored_ptr,  # [B, P, 3, W]
     dy_ptr,  # out: [B, P, C, W]
     taps_ptr,  # out: [B, P, K, C], partial depthwise weight gradients
     sums_ptr,  # out: [B, P, C], Σ_t g
@@ -47,6 +49,7 @@ def window_backward(
     STRIDE_C: tl.constexpr,
     STRIDE_T: tl.constexpr,
     RESAMPLE: tl.constexpr,
+    RESTORE: tl.constexpr,
     NEED_DY: tl.constexpr,
     NEED_PLACE: tl.constexpr,  # dstart, dratio
     NEED_TAPS: tl.constexpr,
@@ -63,7 +66,7 @@ def window_backward(
     """One window and BLOCK_C of its channels, all frames in turn. Grid (B·P, chunks of BLOCK_C channels)."""
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     CONVOLVE: tl.constexpr = NEED_DY or NEED_PLACE
-    READ: tl.constexpr = NEED_PLACE or NEED_TAPS or NEED_BLEND
+    READ: tl.constexpr = NEED_PLACE or NEED_TAPS or NEED_BLEND or (CONVOLVE and RESTORE)
     SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
     pair = tl.program_id(0)
     chunk = tl.program_id(1)
@@ -134,6 +137,9 @@ def window_backward(
                 if NEED_TAPS:
                     partial = by_tap[k] + fold_rows(y * shifted, FOLD, BLOCK_T, BLOCK_C)
                     summed = summed + (partial,)
+            if CONVOLVE and RESTORE:
+                added = load_restored(restored_ptr, y, pair, t, own, W)
+                dy += tl.where(real, added, 0.0) if C != SPAN else added  # dp sums over all channels of the tile
             if NEED_TAPS:
                 by_tap = summed
             if NEED_DY:
@@ -159,6 +165,7 @@ def gradients(
     call: Call,
     grad_out: Tensor,
     dz: Tensor | None,
+    restored: Tensor | None,
     placed: Places | None,
     *,
     dy: torch.dtype | None,
@@ -189,6 +196,8 @@ def gradients(
         "depthwise_ptr": call.prepared.depthwise,
         "grad_ptr": grad_out,
         "dz_ptr": call.spare(dz),
+        "restored_ptr": call.spare(restored),
+        "RESTORE": restored is not None,
         "dy_ptr": call.spare(out.dy),
         "taps_ptr": call.spare(out.taps),
         "sums_ptr": call.spare(out.sums),

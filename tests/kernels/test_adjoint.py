@@ -12,14 +12,15 @@ from adaptive_window.kernels import reference
 
 @pytest.mark.parametrize("case", GEOMETRY)
 @pytest.mark.parametrize(("channels", "taps"), [(5, 7), (1, 3)])
-def test_closed_form_equals_autograd(case: str, channels: int, taps: int) -> None:
+@pytest.mark.parametrize("restore", ["none", "frame"])
+def test_closed_form_equals_autograd(case: str, channels: int, taps: int, restore: str) -> None:
     frames, window, starts, ratios = GEOMETRY[case]
     values = arguments(frames, starts, ratios, channels, taps)
     leaves = [v.clone().requires_grad_() for v in values]
-    out = reference.windowed_tonality(*leaves, window, EPS)
+    out = reference.windowed_tonality(*leaves, window, EPS, restore)
     grad_out = torch.randn_like(out)
     wanted = torch.autograd.grad(out, leaves, grad_out)
-    got = adjoint.windowed_tonality_backward(grad_out, *values, window=window, eps=EPS)
+    got = adjoint.windowed_tonality_backward(grad_out, *values, window=window, eps=EPS, restore=restore)
     largest = max(float(w.abs().max()) for w in wanted)
     for name, g, w in zip(NAMES, got, wanted, strict=True):
         # an exactly vanishing gradient (C = 1: LayerNorm of one channel) is compared with the others' size

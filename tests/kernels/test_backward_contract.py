@@ -34,11 +34,15 @@ def setup(
     return values, torch.randn(clips, 3, channels, window).to(dtype)
 
 
-def backward(values: list[Tensor], grad_out: Tensor, needs: tuple[bool, ...] = EVERYTHING) -> Grads:
+def backward(
+    values: list[Tensor], grad_out: Tensor, needs: tuple[bool, ...] = EVERYTHING, restore: str = "none"
+) -> Grads:
     if grad_out.is_meta:  # planned, and not run
         source = Source.of_clips(*values[:3])
-        return transform.backward(grad_out, source, values[3], Weights(*values[4:]), EPS, needs)
-    return windowed_tonality_backward(grad_out, values, EPS, needs)
+        return transform.backward(
+            grad_out, source, values[3], Weights(*values[4:]), EPS, needs, restore=restore == "frame"
+        )
+    return windowed_tonality_backward(grad_out, values, EPS, needs, restore)
 
 
 def needs_of(*names: str) -> tuple[bool, ...]:
@@ -56,7 +60,8 @@ SUBSETS = [(name,) for name in NAMES] + [
 
 
 @pytest.mark.parametrize("channels", [5, 130])
-def test_only_what_is_needed(channels: int, device: torch.device) -> None:
+@pytest.mark.parametrize("restore", ["none", "frame"])
+def test_only_what_is_needed(channels: int, restore: str, device: torch.device) -> None:
     """Any subset of gradients: None for the rest, and for those what a full backward gives.
 
     In the interpreter to the bit. On a GPU every subset is a kernel compiled for itself, whose multiplications and
@@ -64,10 +69,10 @@ def test_only_what_is_needed(channels: int, device: torch.device) -> None:
     """
     values, grad_out = setup(channels, clips=1)
     values, grad_out = [v.to(device) for v in values], grad_out.to(device)
-    full = backward(values, grad_out)
+    full = backward(values, grad_out, restore=restore)
     for subset in SUBSETS if channels == 5 else SUBSETS[11:12]:
-        got = backward(values, grad_out, needs_of(*subset))
-        again = backward(values, grad_out, needs_of(*subset)) if device.type != "cpu" else got
+        got = backward(values, grad_out, needs_of(*subset), restore)
+        again = backward(values, grad_out, needs_of(*subset), restore) if device.type != "cpu" else got
         assert all(a is b or torch.equal(a, b) for a, b in zip(got, again, strict=True)), subset
         for name, g, f in zip(NAMES, got, full, strict=True):
             if name in subset:
@@ -100,12 +105,13 @@ LAUNCHES = {
 
 @pytest.mark.parametrize("subset", LAUNCHES)
 @pytest.mark.parametrize("arch", [90, 80])
-def test_launches(subset: tuple[str, ...], arch: int) -> None:
+@pytest.mark.parametrize("restore", ["none", "frame"])
+def test_launches(subset: tuple[str, ...], arch: int, restore: str) -> None:
     """Recorded on tensors without memory, as a GPU would launch them."""
     values, grad_out = setup(dtype=torch.float32)
     values, grad_out = [v.to("meta") for v in values], grad_out.to("meta")
     with use_target(Target(arch, 108)), record_launches() as launches:
-        backward(values, grad_out, needs_of(*subset))
+        backward(values, grad_out, needs_of(*subset), restore)
     wanted = list(LAUNCHES[subset])
     if arch == 80 and subset == NAMES:  # dz and the weight's gradient do not fit the registers together
         wanted.insert(3, "product_backward")

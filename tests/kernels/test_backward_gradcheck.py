@@ -24,8 +24,8 @@ def small(device: torch.device) -> list[Tensor]:
     return [(v[:1] if n < 4 else v).to(device) for n, v in enumerate(values)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_subsets_and_layouts(seed: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("seed", "restore"), [(0, "none"), (1, "none"), (2, "none"), (0, "frame"), (3, "frame")])
+def test_subsets_and_layouts(seed: int, restore: str, device: torch.device) -> None:
     """Which tensors need a gradient, and which of them are strided, is drawn; the first time all are and do."""
     draw = random.Random(seed)
     values = small(device)
@@ -34,11 +34,12 @@ def test_subsets_and_layouts(seed: int, device: torch.device) -> None:
     needed = draw.sample(range(len(NAMES)), len(NAMES) if seed == 0 else draw.randint(1, 3))
     for n in needed:
         values[n].requires_grad_()
-    assert gradcheck(lambda *v: windowed_tonality(*v, 6, backend="triton"), values)
+    assert gradcheck(lambda *v: windowed_tonality(*v, 6, restore=restore, backend="triton"), values)
 
 
-def test_blend(device: torch.device) -> None:
+@pytest.mark.parametrize("restore", ["none", "frame"])
+def test_blend(restore: str, device: torch.device) -> None:
     rest = small(device)[3:]
     y = torch.randn(1, 6, 3, 2, dtype=torch.float64, device=device).transpose(1, 3)
     values = [v.requires_grad_() for v in (y, *rest)]
-    assert gradcheck(lambda *v: tonality_blend(*v, backend="triton"), values)
+    assert gradcheck(lambda *v: tonality_blend(*v, restore=restore, backend="triton"), values)

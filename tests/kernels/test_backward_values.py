@@ -10,6 +10,7 @@ from torch import Tensor
 from window_cases import EPS, GEOMETRY, NAMES, arguments
 
 from adaptive_window.kernels import reference
+from adaptive_window.kernels.validation import RESTORE
 
 pytest.importorskip("triton")
 from interpreter_bf16 import corrected_arithmetic
@@ -21,9 +22,9 @@ from adaptive_window.kernels.triton.launch import record_launches, use_target
 EVERYTHING = (True,) * 10
 
 
-def truth(values: Sequence[Tensor], grad_out: Tensor, window: int) -> tuple[Tensor, ...]:
+def truth(values: Sequence[Tensor], grad_out: Tensor, window: int, restore: str = "none") -> tuple[Tensor, ...]:
     leaves = [v.detach().double().requires_grad_() for v in values]
-    return torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS), leaves, grad_out.double())
+    return torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS, restore), leaves, grad_out.double())
 
 
 def assert_close(got: Sequence[Tensor | None], wanted: Sequence[Tensor], tolerance: float = 1e-10) -> None:
@@ -45,8 +46,9 @@ def test_windows_of_every_kind(case: str, device: torch.device) -> None:
     frames, window, starts, ratios = GEOMETRY[case]
     values = [v.to(device) for v in arguments(frames, starts, ratios, channels=3, taps=7)]
     grad_out = random_grad(values, window)
-    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
-    assert_close(got, truth(values, grad_out, window))
+    for restore in RESTORE:
+        got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING, restore)
+        assert_close(got, truth(values, grad_out, window, restore))
 
 
 # W = 131: two tiles of frames in each kernel, the second nearly empty
@@ -59,20 +61,22 @@ def test_shapes(channels: int, taps: int, window: int, device: torch.device) -> 
     values = [v[:1] if n < 4 else v for n, v in enumerate(values)]
     values = [v.to(device) for v in values]
     grad_out = random_grad(values, window)
-    got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
-    assert_close(got, truth(values, grad_out, window))
+    for restore in RESTORE if channels in (1, 24, 160) else ("none",):
+        got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING, restore)
+        assert_close(got, truth(values, grad_out, window, restore))
 
 
 @pytest.mark.parametrize(("channels", "taps", "window"), [(3, 7, 131), (160, 3, 40)])
-def test_blend_alone(channels: int, taps: int, window: int, device: torch.device) -> None:
+@pytest.mark.parametrize("restore", RESTORE)
+def test_blend_alone(channels: int, taps: int, window: int, restore: str, device: torch.device) -> None:
     rest = arguments(window, (0.0, 0.0), (1.0, 1.0), channels, taps)[3:]
     rest = [v.to(device) for v in rest]
     y = torch.randn(2, channels, 2, 2 * window, dtype=torch.float64, device=device).transpose(1, 2)[..., ::2]
     leaves = [v.clone().requires_grad_() for v in (y, *rest)]
-    out = reference.tonality_blend(*leaves, EPS)
+    out = reference.tonality_blend(*leaves, EPS, restore)
     grad_out = torch.randn_like(out)
     wanted = torch.autograd.grad(out, leaves, grad_out)
-    got = tonality_blend_backward(grad_out, [y, *rest], EPS, (True,) * 8)
+    got = tonality_blend_backward(grad_out, [y, *rest], EPS, (True,) * 8, restore)
     assert_close(got, wanted)
 
 
@@ -108,9 +112,9 @@ def test_nothing_to_do(device: torch.device) -> None:
             assert not g.any()
 
 
-@pytest.mark.parametrize(("frames", "channels"), [(97, 16), (200_000, 4)])
+@pytest.mark.parametrize(("frames", "channels", "restore"), [(97, 16, "none"), (97, 16, "frame"), (200_000, 4, "none")])
 def test_float32_is_as_good_as_pytorch(
-    frames: int, channels: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    frames: int, channels: int, restore: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Error against float64 truth at most twice that of PyTorch with the same dtype everywhere, positions included.
 
@@ -121,12 +125,12 @@ def test_float32_is_as_good_as_pytorch(
     values = arguments(frames, (3.3137, frames - 68.2183, frames - 70.8391), (1.0178, 1.3217, 1.4987), channels, 7)
     values = [v.float().to(device) for v in values]
     grad_out = random_grad(values, window)
-    wanted = truth(values, grad_out, window)
+    wanted = truth(values, grad_out, window, restore)
     monkeypatch.setattr(reference, "_position_dtype", lambda x: torch.float32)
     leaves = [v.clone().requires_grad_() for v in values]
-    theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS), leaves, grad_out)
+    theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS, restore), leaves, grad_out)
     needs = (frames < 1000, *EVERYTHING[1:])  # 200,000 samples of dx take the interpreter minutes
-    got = windowed_tonality_backward(grad_out, values, EPS, needs)
+    got = windowed_tonality_backward(grad_out, values, EPS, needs, restore)
     for name, g, t, w in zip(NAMES, got, theirs, wanted, strict=True):
         if g is not None:
             assert g.dtype == torch.float32
@@ -135,7 +139,8 @@ def test_float32_is_as_good_as_pytorch(
             assert float((g - w).norm()) <= allowed, name
 
 
-def test_bfloat16_is_as_good_as_pytorch(device: torch.device) -> None:
+@pytest.mark.parametrize("restore", RESTORE)
+def test_bfloat16_is_as_good_as_pytorch(restore: str, device: torch.device) -> None:
     """With gradients in bfloat16 between the kernels, as PyTorch has them between its operations.
 
     start and ratio, which are never computed in 16 bits, are given in float32.
@@ -144,15 +149,15 @@ def test_bfloat16_is_as_good_as_pytorch(device: torch.device) -> None:
     values = [v.float() for v in arguments(97, (3.3137, 20.2183), (1.0178, 1.3217), 16, 7)]
     values = [v.to(device) if n in (1, 2) else v.to(torch.bfloat16).to(device) for n, v in enumerate(values)]
     grad_out = random_grad(values, window)
-    wanted = truth(values, grad_out, window)
+    wanted = truth(values, grad_out, window, restore)
     leaves = [v.clone().requires_grad_() for v in values]
-    theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS), leaves, grad_out)
+    theirs = torch.autograd.grad(reference.windowed_tonality(*leaves, window, EPS, restore), leaves, grad_out)
     with record_launches() as launches:
         if device.type == "cpu":
             with use_target(Target(90, 2, "bf16")), corrected_arithmetic():
-                got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
+                got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING, restore)
         else:
-            got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING)
+            got = windowed_tonality_backward(grad_out, values, EPS, EVERYTHING, restore)
     passed = {name: one.arguments[name] for one in launches for name in ("dz_ptr", "dy_ptr") if name in one.arguments}
     assert {value.dtype for value in passed.values()} == {torch.bfloat16}
     for name, g, t, w in zip(NAMES, got, theirs, wanted, strict=True):

@@ -23,9 +23,14 @@ from adaptive_window.kernels.triton.launch import record_launches
 FUNCTIONS = small_calls("triton")
 NUMBERS: dict[str, tuple[Any, ...]] = {
     "resample_windows": (W,),
-    "tonality_blend": (EPS,),
-    "windowed_tonality": (W, EPS),
+    "tonality_blend": (EPS, "none"),
+    "windowed_tonality": (W, EPS, "none"),
+    "windowed_tonality:frame": (W, EPS, "frame"),
 }
+
+
+def operator_of(name: str, kind: str = "") -> Any:
+    return OPERATORS[name.partition(":")[0] + kind]
 
 
 def operator_cases(backend: str, device: torch.device) -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -36,13 +41,13 @@ def operator_cases(backend: str, device: torch.device) -> dict[str, tuple[Any, t
     for name, (_, make) in FUNCTIONS.items():
         plain = [v.to(device) for v in make()]
         leaves = [v.clone().requires_grad_() for v in plain]
-        cases[name] = (OPERATORS[name], (*leaves, *NUMBERS[name], backend, True))
+        cases[name] = (operator_of(name), (*leaves, *NUMBERS[name], backend, True))
         grad_out = torch.randn(2, 2, 3, W, dtype=torch.float64, device=device)
         needs = [n % 2 == 0 for n in range(len(plain))]
         with torch.no_grad():
-            kept = OPERATORS[name](*plain, *NUMBERS[name], backend, True)[1]
+            kept = operator_of(name)(*plain, *NUMBERS[name], backend, True)[1]
         backward = (grad_out, *plain, kept, *NUMBERS[name], backend, needs)
-        cases[f"{name}_backward"] = (OPERATORS[f"{name}_backward"], backward)
+        cases[f"{name}_backward"] = (operator_of(name, "_backward"), backward)
     return cases
 
 
@@ -127,7 +132,7 @@ def test_the_compiled_kernels_compile_to_one_graph(name: str, dynamic: bool, bac
         return graph.forward
 
     torch.compile(function, fullgraph=True, dynamic=dynamic, backend=look)(*given)
-    assert any(node.startswith(f"adaptive_window.{name}") for node in nodes), nodes
+    assert any(node.startswith(f"adaptive_window.{name.partition(':')[0]}") for node in nodes), nodes
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     assert torch.equal(compiled(*given), function(*given))
     for g, w in zip(gradients(compiled, given, needs), gradients(function, given, needs), strict=True):

@@ -84,7 +84,7 @@ def test_one_piece_of_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts_of_scratch_do_not_overlap() -> None:
-    calls = Calls(WINDOWED_TONALITY, tuple(small_arguments()), (W, EPS))
+    calls = Calls(WINDOWED_TONALITY, tuple(small_arguments()), (W, EPS, "frame"))
     values = small_arguments()
     calls.backward(torch.ones(2, 2, 3, W, dtype=torch.float64), values, None, (True,) * 10)
     (plan,) = calls.plans.values()
@@ -187,7 +187,7 @@ def test_signatures_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         resample_windows(torch.ones(1, 1, frames), place, place, 3, backend="triton")
         assert len(ops._known) <= 4
     monkeypatch.setattr(backend, "PLANS", 2)
-    calls = Calls(WINDOWED_TONALITY, tuple(small_arguments()), (W, EPS))
+    calls = Calls(WINDOWED_TONALITY, tuple(small_arguments()), (W, EPS, "frame"))
     for n in range(6):
         needs = tuple(m == n for m in range(10))
         calls.backward(torch.ones(2, 2, 3, W, dtype=torch.float64), small_arguments(), None, needs)

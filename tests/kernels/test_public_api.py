@@ -12,8 +12,8 @@ from adaptive_window import kernels
 WEIGHTS = "depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias, norm_weight, norm_bias"
 SIGNATURES = {
     "resample_windows": "x, start, ratio, window, *, backend='auto'",
-    "tonality_blend": f"y, strength, {WEIGHTS}, *, eps=1e-05, backend='auto'",
-    "windowed_tonality": f"x, start, ratio, strength, {WEIGHTS}, window, *, eps=1e-05, backend='auto'",
+    "tonality_blend": f"y, strength, {WEIGHTS}, *, eps=1e-05, restore='none', backend='auto'",
+    "windowed_tonality": f"x, start, ratio, strength, {WEIGHTS}, window, *, eps=1e-05, restore='none', backend='auto'",
 }
 
 

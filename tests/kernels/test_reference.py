@@ -7,10 +7,12 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
-from reference_cases import column, exact_position, tonality_weights
+from native_cases import native_only
+from reference_cases import assert_unchanged, column, exact_position, tonality_weights
 from torch import Tensor
 
 from adaptive_window.kernels import reference
+from adaptive_window.kernels.validation import RESTORE
 
 EPS64 = torch.finfo(torch.float64).eps
 HALVES = (torch.bfloat16, torch.float16)
@@ -232,6 +234,24 @@ class TestTonality:
         got = reference.tonality_blend(y, ones, *(value.double() for value in w), eps=3.0)
         assert got[0, 0, :, 0].tolist() == [0.5, -0.5]
 
+    @pytest.mark.parametrize("strength", [0.0, 0.3, 0.5, 1.0])
+    @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native_only)])
+    def test_restored_it_changes_nothing_until_trained(self, strength: float, backend: str) -> None:
+        assert_unchanged(backend, strength, 6, torch.device("cpu"))
+
+    def test_restored_frames_have_the_mean_and_spread_they_had(self) -> None:
+        """Whatever the convolutions; and eps is the variances', of y as of u."""
+        y, ones = 2 * torch.randn(1, 2, 5, 9, dtype=torch.float64) + 3, torch.ones(1, 2, dtype=torch.float64)
+        w = tonality_weights(5, 3)
+        w[4].fill_(1.0), w[5].zero_()
+        got = reference.tonality_blend(y, ones, *w, 1e-12, "frame")
+        for moment in (torch.mean, torch.std):
+            torch.testing.assert_close(moment(got, 2), moment(y, 2), rtol=1e-9, atol=1e-9)
+        pair = torch.tensor([2.0, 0.0], dtype=torch.float64).view(1, 1, 2, 1)  # mean 1, variance 1
+        same = [torch.ones(2, 1, 1), torch.zeros(2), torch.eye(2)[..., None], torch.zeros(2), torch.ones(2), w[5][:2]]
+        got = reference.tonality_blend(pair, ones[:, :1], *(v.double() for v in same), 3.0, "frame")
+        assert got.flatten().tolist() == [2.0, 0.0]  # sqrt(1 + 3) · (±1 / sqrt(1 + 3)) + 1
+
     def test_zero_padding_is_at_the_windows_edges(self) -> None:
         """A fused call must not let the convolution see frames outside the window, even where the clip has them."""
         x = torch.randn(1, 4, 50, dtype=torch.float64)
@@ -247,8 +267,9 @@ class TestOtherDerivatives:
         shapes = ((1, 2, 3, 5), (1, 2), (3, 1, 3), (3,), (3, 3, 1), (3,), (3,), (3,))
         return tuple(torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
 
-    def test_second_derivative(self) -> None:
-        assert torch.autograd.gradgradcheck(reference.tonality_blend, self.arguments())
+    @pytest.mark.parametrize("restore", RESTORE)
+    def test_second_derivative(self, restore: str) -> None:
+        assert torch.autograd.gradgradcheck(lambda *v: reference.tonality_blend(*v, 1e-5, restore), self.arguments())
 
     @pytest.mark.parametrize("argument", [0, 2])  # y and depthwise_weight have a rule of their own
     def test_forward_mode(self, argument: int) -> None:

@@ -37,6 +37,7 @@ class TestGradients:
         for value in arguments:
             value.requires_grad_()
         assert torch.autograd.gradcheck(lambda *a: reference.windowed_tonality(*a, 9), arguments)
+        assert torch.autograd.gradcheck(lambda *a: reference.windowed_tonality(*a, 9, 1e-5, "frame"), arguments)
 
     # Right-hand derivatives at ties: whole positions, the clip's edges, the window's edges. All values are dyadic and
     # y is piecewise linear in start and in ratio, so a forward difference with a small dyadic step *is* the derivative.

@@ -154,6 +154,15 @@ class TestTonality:
     def test_eps_not_positive(self, function: Callable[..., Tensor], eps: float) -> None:
         refused(function, ValueError, ["eps", "positive", str(eps)], torch.float32, eps=eps)
 
+    @pytest.mark.parametrize("restore", [None, True, ["frame"]])
+    def test_restore_no_string(self, function: Callable[..., Tensor], restore: object) -> None:
+        said = ["restore", "'none'", "'frame'", type(restore).__name__]
+        refused(function, TypeError, said, torch.float32, restore=restore)
+
+    @pytest.mark.parametrize("restore", ["", "Frame", "window"])
+    def test_unknown_restore(self, function: Callable[..., Tensor], restore: str) -> None:
+        refused(function, ValueError, ["restore", "'none'", "'frame'", repr(restore)], torch.float32, restore=restore)
+
 
 def test_empty_windows() -> None:
     for place, letter in ((2, "C"), (3, "W")):

@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from reference_cases import assert_unchanged
 from torch import Tensor
 from window_cases import EPS, GEOMETRY, arguments
 
 from adaptive_window.kernels import reference, resample_windows, tonality_blend, windowed_tonality
+from adaptive_window.kernels.validation import RESTORE
 
 pytest.importorskip("triton")
 from adaptive_window.kernels.triton import transform
@@ -23,12 +25,12 @@ from adaptive_window.kernels.triton.source import Source
 from adaptive_window.kernels.weights import Weights
 
 
-def triton(*values: Tensor, window: int) -> Tensor:
-    return windowed_tonality(*values, window, eps=EPS, backend="triton")
+def triton(*values: Tensor, window: int, restore: str = "none") -> Tensor:
+    return windowed_tonality(*values, window, eps=EPS, restore=restore, backend="triton")
 
 
-def truth(values: Sequence[Tensor], window: int) -> Tensor:
-    return reference.windowed_tonality(*(v.double() for v in values), window, EPS)
+def truth(values: Sequence[Tensor], window: int, restore: str = "none") -> Tensor:
+    return reference.windowed_tonality(*(v.double() for v in values), window, EPS, restore)
 
 
 def assert_close(got: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
@@ -41,7 +43,8 @@ def assert_close(got: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
 def test_windows_of_every_kind(case: str, device: torch.device) -> None:
     frames, window, starts, ratios = GEOMETRY[case]
     values = [v.to(device) for v in arguments(frames, starts, ratios, channels=3, taps=7)]
-    assert_close(triton(*values, window=window), truth(values, window))
+    for restore in RESTORE:
+        assert_close(triton(*values, window=window, restore=restore), truth(values, window, restore))
 
 
 # W = 131: several tiles, the last not full; 160 channels, or 31 and 67 taps in the interpreter: the way in steps
@@ -54,9 +57,11 @@ def test_shapes(channels: int, taps: int, window: int, pairs: int, device: torch
     starts, ratios = (3.3137, -4.2931, 40.2137)[:pairs], (1.1172, 0.8172, 1.4987)[:pairs]
     values = [v.to(device) for v in arguments(window + 31, starts, ratios, channels, taps)]
     values = [v[:1] if n < 4 else v for n, v in enumerate(values)]
-    assert_close(triton(*values, window=window), truth(values, window))
     y, *rest = (truth(values, window), *values[3:])
-    assert_close(tonality_blend(y, *rest, eps=EPS, backend="triton"), reference.tonality_blend(y, *rest, EPS))
+    for restore in RESTORE:
+        assert_close(triton(*values, window=window, restore=restore), truth(values, window, restore))
+        blend = tonality_blend(y, *rest, eps=EPS, restore=restore, backend="triton")
+        assert_close(blend, reference.tonality_blend(y, *rest, EPS, restore))
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -93,14 +98,25 @@ def test_no_strength_is_no_change(channels: int, device: torch.device) -> None:
         assert float((got - wanted).abs().max()) <= 2 * step
 
 
+@pytest.mark.parametrize("channels", [6, 64, 130])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_restored_it_changes_nothing_until_trained(channels: int, strength: float, device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("a float32 product of tensor cores is no identity to the last bit")
+    assert_unchanged("triton", strength, channels, device)
+
+
 @pytest.mark.parametrize("frames", [97, 200_000])
-def test_float32_is_as_good_as_pytorch(frames: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restore", RESTORE)
+def test_float32_is_as_good_as_pytorch(
+    frames: int, restore: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     starts = (0.31 * frames + 0.3137, frames - 91.3, -7.3, frames - 30.7)
     values = [v.float().to(device) for v in arguments(frames, starts, (1.3172, 1.4987, 0.7731, 1.25), 32, 7)]
-    wanted = truth(values, 61)
-    theirs = reference.windowed_tonality(*values, 61, EPS)
-    got = triton(*values, window=61)
+    wanted = truth(values, 61, restore)
+    theirs = reference.windowed_tonality(*values, 61, EPS, restore)
+    got = triton(*values, window=61, restore=restore)
     if device.type == "cpu":
         assert float((got - wanted).abs().max()) <= 2 * float((theirs - wanted).abs().max())
     else:  # three bfloat16 products: 3·2⁻¹⁸ of the norms, beside float32's own error
@@ -133,12 +149,13 @@ class TestPrecisions:
         window = 141 if channels <= 128 else 12
         values = [v.to(dtype) for v in arguments(200, (3.25, 11.5), (1.25, 1.0), channels, 7)]
         with use_target(Target(90, 2, precision)), corrected_arithmetic():
-            got = triton(*values, window=window)
-        wanted = truth(values, window)
-        assert got.dtype == dtype
+            got, restored = (triton(*values, window=window, restore=restore) for restore in RESTORE)
+        assert got.dtype == restored.dtype == dtype
         # two operands of the product (three terms left out of it for "bf16x3"), then the result itself
         bound = 3 * ROUNDING[precision] + torch.finfo(dtype).eps / 2
-        assert float((got - wanted).norm()) <= bound * float(wanted.norm())
+        for found, restore in ((got, "none"), (restored, "frame")):
+            wanted = truth(values, window, restore)
+            assert float((found - wanted).norm()) <= bound * float(wanted.norm())
 
     def test_float16_beyond_its_range_inside(self, device: torch.device) -> None:
         """The convolutions overflow float16, LayerNorm brings the result back."""

@@ -56,6 +56,7 @@ def tonality_blend_backward(
     norm_bias: Tensor,
     eps: float,
     product: Product = torch.matmul,
+    restore: str = "none",
 ) -> tuple[Tensor, ...]:
     """Gradients of y, strength and the six weights, in that order."""
     channels = y.shape[2]
@@ -71,12 +72,16 @@ def tonality_blend_backward(
     inverse = torch.rsqrt(u.square().mean(2, keepdim=True) + eps)  # [B, P, 1, W]
     n = u * inverse
     s = strength[:, :, None, None]
+    mean, spread = torch.zeros_like(inverse), torch.ones_like(inverse)  # [B, P, 1, W], of y where it is restored
+    if restore == "frame":
+        mean = y.mean(2, keepdim=True)
+        spread = ((y - mean).square().mean(2, keepdim=True) + eps).sqrt()
     gamma, beta = norm_weight[:, None], norm_bias[:, None]
 
-    d_strength = (grad_out * (n * gamma + beta - y)).sum((2, 3))
-    d_gamma = (s * grad_out * n).sum((0, 1, 3))
+    d_strength = (grad_out * (mean + spread * n * gamma + beta - y)).sum((2, 3))
+    d_gamma = (s * spread * grad_out * n).sum((0, 1, 3))
     d_beta = (s * grad_out).sum((0, 1, 3))
-    dn = s * gamma * grad_out
+    dn = s * spread * gamma * grad_out
     du = inverse * (dn - n * (dn * n).mean(2, keepdim=True))  # no mean of dn: `centred` removes it
     dz = product(centred.T, du)
     d_centred = product(du.movedim(2, 0).reshape(channels, -1), z.movedim(2, 0).reshape(channels, -1).T)
@@ -85,8 +90,11 @@ def tonality_blend_backward(
     d_pointwise = d_pointwise - d_pointwise.mean(0)
     d_depthwise_bias = centred.T @ d_bias
     d_depthwise = (dz[..., None] * shifted).sum((0, 1, 3))
-    spread = F.pad(dz, (reach, reach)).unfold(3, taps, 1)  # dz[t + k − reach]
-    dy = (1 - s) * grad_out + (spread * depthwise_weight[:, 0, None].flip(-1)).sum(-1)
+    around = F.pad(dz, (reach, reach)).unfold(3, taps, 1)  # dz[t + k − reach]
+    dy = (1 - s) * grad_out + (around * depthwise_weight[:, 0, None].flip(-1)).sum(-1)
+    if restore == "frame":
+        heard = (grad_out * gamma * n).mean(2, keepdim=True)
+        dy = dy + s * grad_out.mean(2, keepdim=True) + (y - mean) * (s * heard / spread)
     weights = (
         d_depthwise[:, None],
         d_depthwise_bias,
@@ -108,13 +116,14 @@ def windowed_tonality_backward(
     window: int,
     eps: float,
     product: Product = torch.matmul,
+    restore: str = "none",
 ) -> tuple[Tensor, ...]:
     """Gradients of x, start, ratio, strength and the six weights, in that order."""
     frames = x.shape[-1]
     p, by_start, by_ratio = positions(start, ratio, window, frames)
     weight_of = hat(p, frames)
     y = torch.einsum("bpti,bci->bpct", weight_of, x)
-    dy, d_strength, *d_weights = tonality_blend_backward(grad_out, y, strength, *weights, eps, product)
+    dy, d_strength, *d_weights = tonality_blend_backward(grad_out, y, strength, *weights, eps, product, restore)
     dx = torch.einsum("bpti,bpct->bci", weight_of, dy)
     dp = (dy * source_slope(x, p)).sum(2)  # [B, P, W]
     return dx, (dp * by_start).sum(-1), (dp * by_ratio).sum(-1), d_strength, *d_weights

@@ -48,11 +48,13 @@ def calls(size: str, precision: str) -> Iterator[Launch]:
     with use_target(Target(90, 132, precision)), record_launches() as launches:
         resample.resample(x, places, places, w)
         resample.gradients(y, x, places, places, (True,) * 3)
-        for source in (Source.of_clips(x, places, places), Source.of_windows(y)):
-            transform.forward(source, places, weights, w, EPS)
-        for needs in SUBSETS if precision == "tf32" else SUBSETS[-1:]:
-            transform.backward(y, Source.of_clips(x, places, places), places, weights, EPS, needs)
-            transform.backward(y, Source.of_windows(y), places, weights, EPS, (needs[0], *needs[3:]))
+        for restore in (False, True):
+            for source in (Source.of_clips(x, places, places), Source.of_windows(y)):
+                transform.forward(source, places, weights, w, EPS, restore=restore)
+            for needs in SUBSETS if precision == "tf32" else SUBSETS[-1:]:
+                clips, windows = Source.of_clips(x, places, places), Source.of_windows(y)
+                transform.backward(y, clips, places, weights, EPS, needs, restore=restore)
+                transform.backward(y, windows, places, weights, EPS, (needs[0], *needs[3:]), restore=restore)
     yield from launches
 
 

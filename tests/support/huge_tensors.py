@@ -77,10 +77,11 @@ def launches(huge: Huge, dtype: torch.dtype) -> list[Launch]:
     with use_target(as_many_programs_as_tiles), record_launches() as recorded:
         resample.resample(x, places, places, w)
         resample.gradients(grad, x, places, places, everything[:3])
+        # restoring does all that the other does, and more
         for source in (Source.of_clips(x, places, places), Source.of_windows(y)):
-            transform.forward(source, places, weights, w, EPS)
-        transform.backward(whole, Source.of_clips(x, places, places), places, weights, EPS, everything)
-        transform.backward(whole, Source.of_windows(y), places, weights, EPS, everything[:8])
+            transform.forward(source, places, weights, w, EPS, restore=True)
+        transform.backward(whole, Source.of_clips(x, places, places), places, weights, EPS, everything, restore=True)
+        transform.backward(whole, Source.of_windows(y), places, weights, EPS, everything[:8], restore=True)
     return [launch for launch in recorded if launch.name not in huge.without]
 
 

@@ -11,6 +11,7 @@ import math
 import random
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class Case:
     absurd: bool  # some start or ratio is NaN, infinite or astronomic
     needs: frozenset[str]  # arguments whose gradients are asked for
     arch: int = 0  # whose block sizes: the interpreter's (0), or those shipped for sm_80 and sm_90
+    restore: str = "none"
 
     @classmethod
     def draw(cls, seed: int) -> Case:
@@ -69,6 +71,7 @@ class Case:
             absurd=rng.random() < 0.25,
             needs=frozenset(needs),
             arch=rng.choices((0, 80, 90), (18, 1, 1))[0],  # larger blocks take the interpreter longer
+            restore=rng.choice(("none", "frame")) if function != "resample_windows" else "none",
         )
 
 
@@ -151,7 +154,9 @@ def arguments(case: Case) -> dict[str, Tensor]:
 def run(case: Case, backend: str, grad: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Output, and the gradients asked for."""
     given = {name: value.detach().requires_grad_(name in case.needs) for name, value in values.items()}
-    extra = {} if case.function == "tonality_blend" else {"window": case.window}
+    extra: dict[str, Any] = {} if case.function == "tonality_blend" else {"window": case.window}
+    if case.function != "resample_windows":
+        extra["restore"] = case.restore
     # three programs; float32 products as the interpreter computes them (float64 ones are the same anywhere)
     with use_target(Target(case.arch, 3, "ieee")) if case.arch else nullcontext():
         out = FUNCTIONS[case.function](**given, **extra, backend=backend)

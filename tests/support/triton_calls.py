@@ -13,12 +13,16 @@ Grads = tuple[Tensor | None, ...]
 Needs = tuple[bool, ...]
 
 
-def windowed_tonality_backward(grad_out: Tensor, values: Sequence[Tensor], eps: float, needs: Needs) -> Grads:
+def windowed_tonality_backward(
+    grad_out: Tensor, values: Sequence[Tensor], eps: float, needs: Needs, restore: str = "none"
+) -> Grads:
     """Gradients of the ten tensors, None where `needs` is false."""
-    calls = Calls(WINDOWED_TONALITY, tuple(values), (grad_out.shape[3], eps))
+    calls = Calls(WINDOWED_TONALITY, tuple(values), (grad_out.shape[3], eps, restore))
     return calls.backward(grad_out, values, None, needs)
 
 
-def tonality_blend_backward(grad_out: Tensor, values: Sequence[Tensor], eps: float, needs: Needs) -> Grads:
+def tonality_blend_backward(
+    grad_out: Tensor, values: Sequence[Tensor], eps: float, needs: Needs, restore: str = "none"
+) -> Grads:
     """Gradients of the eight tensors, None where `needs` is false."""
-    return Calls(TONALITY_BLEND, tuple(values), (eps,)).backward(grad_out, values, None, needs)
+    return Calls(TONALITY_BLEND, tuple(values), (eps, restore)).backward(grad_out, values, None, needs)

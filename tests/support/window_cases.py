@@ -66,7 +66,7 @@ def small_blend_arguments() -> list[Tensor]:
 
 
 def small_calls(backend: str) -> dict[str, tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]]:
-    """Every public function, and what makes arguments for it."""
+    """Every public function, and what makes arguments for it; after a colon, of `restore`."""
     return {
         "resample_windows": (
             lambda *v: resample_windows(*v, W, backend=backend),
@@ -74,4 +74,8 @@ def small_calls(backend: str) -> dict[str, tuple[Callable[..., Tensor], Callable
         ),
         "tonality_blend": (lambda *v: tonality_blend(*v, eps=EPS, backend=backend), small_blend_arguments),
         "windowed_tonality": (lambda *v: windowed_tonality(*v, W, eps=EPS, backend=backend), small_arguments),
+        "windowed_tonality:frame": (
+            lambda *v: windowed_tonality(*v, W, eps=EPS, restore="frame", backend=backend),
+            small_arguments,
+        ),
     }

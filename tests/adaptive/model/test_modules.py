@@ -267,14 +267,16 @@ def test_quantized_layers() -> None:
     assert 0 < (got - wanted).abs().max() < 0.2 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("units", ["parts", "layers", "whole"])
-def test_fsdp2_units(units: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("units", "restore"), [("parts", "none"), ("layers", "none"), ("layers", "frame"), ("whole", "none")]
+)
+def test_fsdp2_units(units: str, restore: str, tmp_path: Any) -> None:
     """One process of gloo: the gradients are those without it."""
-    expected = grads(small(dropout=0.0))
+    expected = grads(small(dropout=0.0, restore=restore))
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-        agent = small(dropout=0.0)
+        agent = small(dropout=0.0, restore=restore)
         parts = ["tonality_reducer_input", "tonality_reducer_target", "creative_agent", "window_selector"]
         inner = ["tonality_reducer_input.pointwise", "tonality_reducer_target.norm", "creative_agent.input_extractor",
                  "creative_agent.composer.composer.layers.0.self_attn", "creative_agent.composer.composer.layers.1",
@@ -291,9 +293,10 @@ def test_fsdp2_units(units: str, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("given", ["windows", "pairs", "clips"])
-def test_the_reducers_two_paths_are_equal(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restore", ["none", "frame"])
+def test_the_reducers_two_paths_are_equal(given: str, restore: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fused call and the layers one by one: outputs and all gradients."""
-    reducer = TonalityReducer(6, 5).double()
+    reducer = TonalityReducer(6, 5, restore=restore).double()
     for parameter in reducer.parameters():
         nn.init.normal_(parameter)
     shape = {"windows": (3, 6, 16), "pairs": (3, 2, 6, 16), "clips": (3, 6, 40)}[given]
@@ -317,6 +320,27 @@ def test_the_reducers_two_paths_are_equal(given: str, monkeypatch: pytest.Monkey
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     assert found[1][0].is_contiguous()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_restored_it_changes_nothing_until_trained(hooked: bool) -> None:
+    """At any strength, and loudness follows the frames; without, LayerNorm makes all frames equally loud."""
+    x = torch.randn(2, 8, 30) * torch.linspace(0.1, 3, 30)
+    for restore in ("none", "frame"):
+        reducer = TonalityReducer(8, restore=restore)
+        if hooked:
+            reducer.norm.register_forward_hook(lambda *ignored: None)
+        got = reducer(x, torch.ones(2))
+        assert (float((got - x).detach().abs().max()) < 1e-5) == (restore == "frame")
+        assert (float(got.detach().std(1).std()) < 1e-2) == (restore == "none")
+    assert "restore='frame'" in repr(reducer)
+
+
+def test_unknown_restore() -> None:
+    with pytest.raises(ValueError, match="restore must be one of 'none', 'frame', got 'window'"):
+        TonalityReducer(6, restore="window")
+    with pytest.raises(TypeError, match="restore must be one of 'none', 'frame', got bool"):
+        small(restore=True)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,9 @@ def test_they_begin_a_run_whose_strength_follows_harmony():
     assert agent.window_selector.pull.tolist() == [1.0] * 3
     for name, value in initial.model.items():
         assert torch.equal(agent.state_dict()[name], value.to(agent.state_dict()[name].dtype)), name
+    theirs = replace(initial, info={**initial.info, "agent": arguments})
+    with pytest.raises(UsageError, match="its strength follows harmony, this run's is constant: set --strength"):
+        begin_with(agent, initial.info["agent"], theirs, "default")
 
 
 def test_strength_by_codec_and_selector(tmp_path):
@@ -67,6 +70,10 @@ def test_a_run_that_does_not_fit_is_told_what_to_set():
         begin_with(agent, arguments, initial, "default")
     with pytest.raises(UsageError, match="its selector is content, this run's mlp"):
         begin_with(agent, {**arguments, "selector": "mlp"}, initial, "default")
+    mine = arguments.get("restore", "none")
+    other = "none" if mine == "frame" else "frame"
+    with pytest.raises(UsageError, match=f"its restore is {mine}, this run's {other}: set --restore"):
+        begin_with(agent, {**arguments, "num_pairs": 3, "restore": other}, initial, "default")
     assert set(sizes_of(initial)) >= {"component_dim", "composer_dim"}
 
 
@@ -78,11 +85,12 @@ def songs(tmp_path_factory):
 
 def test_two_songs_in_music_out(songs, tmp_path, capsys):
     out = tmp_path / "out.wav"
-    assert cli.main(["compose", *map(str, songs), "-o", str(out), "--pick", "0"]) == 0
+    assert cli.main(["compose", *map(str, songs), "-o", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "the default weights of the package" in printed
     report = json.loads(out.with_suffix(".json").read_text())
     heard = report["heard"]
+    assert report["pick"] == "best"
     assert report["seconds"] == 16.0
     assert heard["fluctuation"] > 0.4  # no hiss
     assert heard["onsets_input"] > 0.5

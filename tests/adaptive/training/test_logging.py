@@ -1,9 +1,9 @@
 import json
 import sys
-import types
 
 import numpy as np
 import pytest
+from fake_mlflow import fake_mlflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adaptive_window.training.logging import RunLog
@@ -11,16 +11,6 @@ from adaptive_window.training.logging import RunLog
 
 def lines(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def fake_mlflow(monkeypatch, **functions):
-    calls = []
-    module = types.ModuleType("mlflow")
-    for name in ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run"):
-        record = functions.get(name, lambda *a, _name=name, **k: calls.append((_name, a, k)))
-        setattr(module, name, record)
-    monkeypatch.setitem(sys.modules, "mlflow", module)
-    return calls
 
 
 def test_metrics_go_to_json_lines(tmp_path):

@@ -11,7 +11,7 @@ from clips import SMALL_AGENT, Clips, ConvolutionCodec, small_config, smooth_lat
 from safetensors.torch import save_file
 
 from adaptive_window.training import state
-from adaptive_window.training.checkpoint import KEY, LAST, CheckpointError, load_checkpoint
+from adaptive_window.training.checkpoint import KEY, LAST, CheckpointError, build_agent, load_checkpoint
 from adaptive_window.training.logging import RunLog
 from adaptive_window.training.loop import Trainer, TrainingError
 
@@ -168,12 +168,25 @@ def test_options_newer_than_a_checkpoint_have_todays_defaults(tmp_path):
     """A new option of the agent does not forbid the --resume of every run before it; another value of it does."""
     run(build(small_config(tmp_path, max_steps=1)))
     saved = load_checkpoint(tmp_path / LAST)
-    for name in ("novelty", "selector", "max_strength"):
+    for name in ("novelty", "selector", "max_strength", "restore"):
         del saved.info["agent"][name]
     state.give_state(build(small_config(tmp_path, max_steps=1)).state, saved, tmp_path)
     other = build(small_config(tmp_path, max_steps=1, novelty="corrected")).state
     with pytest.raises(CheckpointError, match="its novelty is original, this run's is corrected"):
         state.give_state(other, saved, tmp_path)
+    other = build(small_config(tmp_path, max_steps=1, restore="frame")).state
+    with pytest.raises(CheckpointError, match="its restore is none, this run's is frame"):
+        state.give_state(other, saved, tmp_path)
+
+
+def test_the_transform_is_the_checkpoints(tmp_path):
+    """What was trained to restore is loaded so, wherever its weights go."""
+    trainer = build(small_config(tmp_path, max_steps=1, restore="frame"))
+    saved = load_checkpoint(trainer.save(LAST))
+    agent = build_agent(saved, tmp_path)
+    assert agent.tonality_reducer_input.restore == agent.tonality_reducer_target.restore == "frame"
+    del saved.info["agent"]["restore"]
+    assert build_agent(saved, tmp_path).tonality_reducer_input.restore == "none"
 
 
 def test_a_checkpoint_is_strict_json_before_any_evaluation(tmp_path):

@@ -1,17 +1,14 @@
 """Two processes on the CPU, started by torchrun, each with the small agent (tests/support/torchrun_worker.py)."""
 
-import contextlib
 import json
-import os
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torchrun_worker
+from two_processes import launched, torchrun
 
 from adaptive_window.audio.synthesis import write_demo_set
 from adaptive_window.training.checkpoint import load_checkpoint
@@ -28,28 +25,6 @@ def folder(tmp_path_factory):
 
 def options_of(folder: Path, name: str, **options) -> dict:
     return {"data": str(folder / "songs"), "cache": str(folder / "cache"), "out": str(folder / name), **options}
-
-
-@contextlib.contextmanager
-def launched(*command: object, restarts: int = 0) -> Iterator[subprocess.Popen]:
-    """torchrun at work; killed at the end, if it still is."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-    launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]  # any free port
-    paths = f"{Path(torchrun_worker.__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    pipe = subprocess.PIPE
-    whole = [*launcher, *map(str, command)]
-    with subprocess.Popen(whole, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def torchrun(*command: object, restarts: int = 0) -> subprocess.CompletedProcess:
-    with launched(*command, restarts=restarts) as process:
-        said = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
 def work(*runs: dict, restarts: int = 0) -> tuple[list[dict], subprocess.CompletedProcess]:
