@@ -72,7 +72,9 @@ def begin_with(agent: AdaptiveWindowCreativeAgent, arguments: dict[str, Any], in
     weights = initial.model
     had, ours = (of.get("strength", "constant") for of in (theirs, arguments))
     if had == "harmony" and ours == "constant":
-        raise UsageError(f"--init {name}: its strength follows harmony, this run's is constant: set --strength as it was")
+        raise UsageError(
+            f"--init {name}: its strength follows harmony, this run's is constant: set --strength as it was"
+        )
     if had == "constant" and ours == "harmony":
         fresh = agent.state_dict()
         weights = {key: fresh[key] for key in HARMONY} | dict(weights)
