@@ -33,7 +33,7 @@ HARMONICS, DECAY = 6, 0.88  # of a tone: amplitudes DECAY^h, as in Sethares' fig
 LOWEST_TONE = 261.63  # Hz, C4: roughness is averaged over the octave of tones from there, where chords and melodies lie
 UNIT = 1.7  # nepers of magnitude in one unit of a latent (`audio.mel.SPREAD`)
 DECIBELS = 20 / math.log(10)  # in a neper
-LOUDNESS = 0.2  # percent of conflict that a change of 1 dB costs
+LOUDNESS = 0.4  # percent of conflict that a change of 1 dB costs
 
 
 def interval_roughness() -> Tensor:
@@ -112,7 +112,7 @@ def harmonic_alignment(
 ) -> Tensor:
     """How far two transformed windows are from what they should be: without conflict, and else as they were.
 
-        |conflict(heard) − min(0, conflict(source))| + 0.2 · change of loudness in dB,   the mean over pairs
+        |conflict(heard) − min(0, conflict(source))| + 0.4 · change of loudness in dB,   the mean over pairs
 
     Conflict goes to 0, neutral; what was consonant stays as it was, so that no drone that both windows share pays; and
     loudness, of which conflict knows nothing, stays too.
