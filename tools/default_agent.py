@@ -190,7 +190,9 @@ def measure(x: Tensor, y: Tensor, tempos: np.ndarray | None = None) -> tuple[dic
         ]
         found = music_measures(patterns, cuts[0], cuts[1], listen.classes, listen.slow)
         rows.append({name: float(value.mean()) for name, value in found.items()})
-        found = music_measures(patterns.mean(1, True).expand_as(patterns), *cuts, listen.classes, listen.slow)
+        found = music_measures(
+            patterns.mean(1, True).expand_as(patterns), cuts[0], cuts[1], listen.classes, listen.slow
+        )
         averaged.append({name: float(found[name].mean()) for name in AVERAGED})
         for name in COLUMNS:
             windows[name].append(chosen[name].numpy())
