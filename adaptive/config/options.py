@@ -231,7 +231,10 @@ class SongPairOptions(CommandOptions, PlaceOptions, WeightsOptions):
     """Two songs, the checkpoint that chooses their windows, and which 24 s of each."""
 
     checkpoint: Path | None = flag(
-        None, "checkpoint of a training run, or its folder, for its best (default: the package's weights)", reads=True
+        None,
+        "checkpoint of a training run, or its folder, for its best, or the folder of a published agent (default: the "
+        "package's weights)",
+        reads=True,
     )
 
 
