@@ -1,6 +1,6 @@
 """What the windows and the patterns do in training, recipe by recipe, and which term of the loss pulls where.
 
-    python benchmarks/learning_curves.py --steps 600 --json benchmarks/results/learning-curves.json \\
+    python benchmarks/learning_curves.py --steps 600 --json benchmarks/results/training/learning-curves.json \\
         --plot docs/learning-curves.svg
     python benchmarks/learning_curves.py --recipes --json ... --plot ...     only draws
 
@@ -191,6 +191,7 @@ def rounded(value: Any) -> Any:
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """What is heard and where the windows are, every recipe; beneath, one recipe's pulls: `default`, or the last."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -216,7 +217,8 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for panel in axes.flat:
         panel.grid(alpha=0.3)
     figure.supxlabel("optimizer step")
-    figure.savefig(path)
+    with rc_context({"svg.fonttype": "none"}):  # letters as letters: a third of the size
+        figure.savefig(path)
 
 
 def main() -> None:
