@@ -216,5 +216,5 @@ LISTEN = """
 listen to   input.wav, target.wav      the two songs; the input's groove and the target's chords are asked for
             first_pair0.wav            by the weights of the package, before any training; windows_first.png shows where
             composed_pair0.wav         after training on four songs of this kind; windows.png shows where
-            composed_mean.wav          all three pairs at once: fuller, less clear
+            composed_mean.wav          all three pairs averaged: what moves in one of them is blurred
 """

@@ -1,6 +1,8 @@
 """What the windows and the patterns do in training, recipe by recipe, and which term of the loss pulls where.
 
-    python benchmarks/learning_curves.py --steps 600 --json docs/learning-curves.json --plot docs/learning-curves.svg
+    python benchmarks/learning_curves.py --steps 600 --json benchmarks/results/learning-curves.json \\
+        --plot docs/learning-curves.svg
+    python benchmarks/learning_curves.py --recipes --json ... --plot ...     only draws
 
 A reduced agent (32 channels a component, two layers of width 128), 6 s clips of synthesized songs, 4 s patterns. Every
 `--every` steps, on held-out songs: what is heard (`training.measures`), skill as in `ablate`, where the windows are;
@@ -54,6 +56,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {"learning_rate": 2e-3, "warmup_steps": 50, "selector_rate": 0.05, "novelty_after": 0.3},
 }
 GAIN = {"still": 8.0}
+SHOWN = ("fluctuation", "skill", "onsets_input", "harmony_target", "start_input", "ratio_input")
+LEAST_PULL = 1e-8  # of a plot of logarithms
 PULLED = ("start_input", "start_target", "ratio_input", "ratio_target")
 
 
@@ -185,21 +189,31 @@ def rounded(value: Any) -> Any:
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """What is heard and where the windows are, every recipe; beneath, one recipe's pulls: `default`, or the last."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = ("fluctuation", "skill", "onsets_input", "harmony_target", "start_input", "ratio_input")
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 10), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(2, 3).flat, shown, strict=True):
+    axes = figure.subplots(3, 3)
+    for panel, name in zip(axes[:2].flat, SHOWN, strict=True):
         for number, (recipe, rows) in enumerate(curves.items()):
             values = np.array([row[name] for row in rows], dtype=float).reshape(len(rows), -1)
             for pair in range(values.shape[1]):
                 label = recipe if pair == 0 else None
-                axes.plot([r["step"] for r in rows], values[:, pair], color=f"C{number}", lw=1.3, label=label)
-        axes.set_title(name.replace("_", " ") + (" (s), each pair" if name.startswith("start") else ""), fontsize=9)
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=7)
+                panel.plot([r["step"] for r in rows], values[:, pair], color=f"C{number}", lw=1.3, label=label)
+        panel.set_title(name.replace("_", " ") + (" (s), each pair" if name.startswith("start") else ""), fontsize=9)
+    axes[0, 0].legend(fontsize=7)
+    recipe = "default" if "default" in curves else list(curves)[-1]
+    rows = curves[recipe]
+    for panel, name in zip(axes[2], ("start_input", "start_target", "ratio_input"), strict=True):
+        for term in rows[0]["pulls"]:
+            pulls = np.array([row["pulls"][term][name] for row in rows])  # [evaluations, P]
+            panel.semilogy([r["step"] for r in rows], np.abs(pulls).mean(1) + LEAST_PULL, lw=1.3, label=term)
+        panel.set_title(f"{recipe}: |gradient| of {name.replace('_', ' ')}, mean over pairs", fontsize=9)
+    axes[2, 0].legend(fontsize=7)
+    for panel in axes.flat:
+        panel.grid(alpha=0.3)
     figure.supxlabel("optimizer step")
     figure.savefig(path)
 
@@ -210,14 +224,17 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--songs", type=int, default=48)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="none: only draw --json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    train, held_out = songs(100_000, options.songs), songs(200_000, 12)
+    if unknown := set(options.recipes) - set(RECIPES):
+        parser.error(f"--recipes {' '.join(sorted(unknown))}: must be among {', '.join(RECIPES)}")
     curves: dict[str, list[dict[str, Any]]] = {}
     if options.json and options.json.exists():
         curves = json.loads(options.json.read_text(encoding="utf-8"))
+    if options.recipes:
+        train, held_out = songs(100_000, options.songs), songs(200_000, 12)
     for name in options.recipes:
         curves[name] = []
         for row in curve(name, options, train, held_out):

@@ -193,8 +193,9 @@ def static(result: dict[str, Any]) -> list[str]:
         f"compiler made of them (`python -m tools.device_time`), which for {part['error']['points']} measured "
         f"configurations is {100 * part['error']['left_out']:.0f} % off in the middle where their kernel was left out "
         "of the fit; without launch gaps. `prepare_weights` and `finish_gradients`, whose programs do different "
-        "things, come out too long, as if each did all of them. The floor is each input read and each output written "
-        "once at the rate of a copy. B = 32, P = 3, per stream."
+        "things, come out too long, as if each did all of them. Backward is as a compiled graph runs it; an eager call "
+        "keeps the prepared weights of its forward, which is one launch and `prepare_weights` less. The floor is each "
+        "input read and each output written once at the rate of a copy. B = 32, P = 3, per stream."
     )
     head = ("kernels", "dtype", "launches", "predicted µs", "floor µs", "predicted / floor")
     lines = [text, "", *_table(head, cells), ""]

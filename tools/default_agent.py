@@ -53,6 +53,7 @@ BARS = (  # name, least, most
     ("song_spread_s", 1.0, None),
     ("tempo_correlation", 0.7, None),
 )
+AVERAGED = ("fluctuation", "onsets_input", "harmony_target")  # of the mean of all pairs, `compose --pick mean`
 
 
 def train(options: argparse.Namespace) -> Path:
@@ -177,6 +178,7 @@ def measure(x: Tensor, y: Tensor, tempos: np.ndarray | None = None) -> tuple[dic
     codec = MelCodec()
     listen = Listener(codec)
     rows: list[dict[str, float]] = []
+    averaged: list[dict[str, float]] = []
     windows: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     for a, b in zip(x.split(1), y.split(1), strict=True):
         outputs, _, metadata = agent(a, b)
@@ -188,12 +190,17 @@ def measure(x: Tensor, y: Tensor, tempos: np.ndarray | None = None) -> tuple[dic
         ]
         found = music_measures(patterns, cuts[0], cuts[1], listen.classes, listen.slow)
         rows.append({name: float(value.mean()) for name, value in found.items()})
+        found = music_measures(
+            patterns.mean(1, True).expand_as(patterns), cuts[0], cuts[1], listen.classes, listen.slow
+        )
+        averaged.append({name: float(found[name].mean()) for name in AVERAGED})
         for name in COLUMNS:
             windows[name].append(chosen[name].numpy())
     report = WindowReport(
         {name: np.concatenate(values).astype(float) for name, values in windows.items()}, codec.frame_rate, 16.0, 24.0
     )
     means = {name: float(np.mean([row[name] for row in rows])) for name in MEASURES}
+    means |= {f"mean_{name}": float(np.mean([row[name] for row in averaged])) for name in AVERAGED}
     means |= {
         "within_1s": report.near_share(),
         "at_bounds": report.at_bounds(),
@@ -273,6 +280,15 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         f"{found['noise']['tempo_found']:.0%} of {found['pairs']} (a beat of at most "
         f"{found['noise']['largest_beat']:.3f}, where {FOUND} counts half), "
         f"ratios stay within {found['noise']['largest_ratio_off_1']:.3f} of what they are without one.",
+    ]
+    means = [synthesized, *([recorded] if recorded else [])]
+    lines += [
+        "",
+        "`compose` takes the pair of least loss. The mean of all (`--pick mean`) blurs what moves in one of them: "
+        + ", ".join(
+            f"{name.replace('_', ' ')} " + " and ".join(f"{m[f'mean_{name}']:.2f}" for m in means) for name in AVERAGED
+        )
+        + " (synthesized and recordings).",
     ]
     if found.get("curve"):
         shown = ("heard/fluctuation", "heard/onsets_input", "heard/harmony_target", "heard/copies", "held_out/spectral")

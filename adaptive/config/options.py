@@ -221,7 +221,10 @@ class SongPairOptions(CommandOptions, PlaceOptions, WeightsOptions):
     """Two songs, the checkpoint that chooses their windows, and which 24 s of each."""
 
     checkpoint: Path | None = flag(
-        None, "checkpoint of a training run, or its folder, for its best (default: the package's weights)", reads=True
+        None,
+        "checkpoint of a training run, or its folder, for its best, or the folder of a published agent (default: the "
+        "package's weights)",
+        reads=True,
     )
 
 
@@ -230,7 +233,7 @@ class ComposeConfig(SongPairOptions, OutputOptions):
     """Everything that `adaptive-window compose` can be told."""
 
     output: Path = flag(text="WAV file to write; a JSON of the windows is written beside it", short="-o")
-    pick: str = flag("mean", "mean of all pairs, best (least loss), or the number of one pair from 0")
+    pick: str = flag("best", "the pair of least loss, the number of one from 0, or mean: all averaged, which blurs")
 
 
 @dataclass(kw_only=True)

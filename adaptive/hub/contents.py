@@ -22,7 +22,15 @@ from safetensors.torch import save
 from .. import __version__
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..storage import strict_json
-from ..training.checkpoint import Checkpoint, CheckpointError, build_agent, codec_info, read_tensors
+from ..training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    build_agent,
+    checkpoint_in,
+    codec_info,
+    load_checkpoint,
+    read_tensors,
+)
 from .card import model_card
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -87,6 +95,21 @@ def read(folder: Path) -> Checkpoint:
     if not weights.is_file():
         raise CheckpointError(f"{folder} holds no {WEIGHTS}{pickles_in(folder)}")
     return Checkpoint(read_tensors(weights)[0], config)
+
+
+def read_any(path: Path) -> Checkpoint:
+    """What `save_pretrained` wrote into a folder, a run's checkpoint in it (its best), or a checkpoint's file.
+
+    Raises:
+        CheckpointError: as `read` and `load_checkpoint`, or there is neither.
+    """
+    if any((path / name).exists() for name in (CONFIG, WEIGHTS)):
+        return read(path)
+    try:
+        path = checkpoint_in(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, and no {CONFIG} with {WEIGHTS}{pickles_in(path)}") from error
+    return load_checkpoint(path)
 
 
 def build(

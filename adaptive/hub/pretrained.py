@@ -13,7 +13,7 @@ from ..errors import AdaptiveWindowError
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..model.pretrained import Pretrained
 from ..storage import outputs
-from ..training.checkpoint import Checkpoint, CheckpointError, checkpoint_in, load_checkpoint
+from ..training.checkpoint import CheckpointError, load_checkpoint
 from ..training.initial import DEFAULT, checkpoint_at
 from . import contents
 from .card import LIBRARY
@@ -39,10 +39,8 @@ def load(kind: type[AgentT], name: str | os.PathLike[str], backend: str, fetchin
         path = checkpoint_at(None)
         checkpoint = load_checkpoint(path)
         checkpoint.info["license"] = DEFAULT_LICENSE
-    elif path.is_dir():
-        checkpoint = _in_folder(path)
-    elif path.is_file():
-        checkpoint = load_checkpoint(path)
+    elif path.exists():
+        checkpoint = contents.read_any(path)
     elif _REPOSITORY.fullmatch(text):
         path = _fetched(text, fetching)
         checkpoint = contents.read(path)
@@ -77,20 +75,6 @@ def push(agent: Pretrained, repo_id: str, given: Mapping[str, Any], options: Map
     except ModuleNotFoundError as error:
         raise _unavailable(f"push_to_hub({repo_id!r})", error) from error
     return Publication(files).push_to_hub(repo_id, **options)
-
-
-def _in_folder(folder: Path) -> Checkpoint:
-    """What `save_pretrained` wrote there, or a run's checkpoint."""
-    if any((folder / name).exists() for name in (contents.CONFIG, contents.WEIGHTS)):
-        return contents.read(folder)
-    try:
-        path = checkpoint_in(folder)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder} holds neither {contents.CONFIG} with {contents.WEIGHTS} nor a run's checkpoint"
-            f"{contents.pickles_in(folder)}"
-        ) from error
-    return load_checkpoint(path)
 
 
 def _fetched(repository: str, fetching: Mapping[str, Any]) -> Path:

@@ -18,12 +18,12 @@ from ..audio.files import read_audio, write_audio
 from ..config import ComposeConfig, PlotConfig, SongPairOptions, reads
 from ..device import choose_device
 from ..errors import UsageError
+from ..hub.contents import build, read_any
 from ..model.agent import AdaptiveWindowCreativeAgent
 from ..model.content_selector import ContentSelector
 from ..model.tempo import FOUND
 from ..plots import SUFFIXES, PairWindows, save_figure, windows_figure
 from ..storage import outputs, strict_json
-from ..training.checkpoint import build_agent, load_checkpoint
 from ..training.evaluation import pairs_in_seconds
 from ..training.initial import checkpoint_at, described
 from ..training.listening import Listener
@@ -87,15 +87,20 @@ class Session:
 def open_engine(
     checkpoint_file: Path | None, *, weights: Path | None = None, random_codec: bool = False, device: str = "auto"
 ) -> Engine:
-    """Loads a checkpoint (the package's weights for None) and the codec that it was trained with.
+    """Loads a checkpoint, or a published agent (the package's for None), and the codec that it was trained with.
 
     Raises:
         UsageError, CodecUnavailable: each names the file or option at fault.
     """
     where = choose_device(device)
     path = checkpoint_at(checkpoint_file)
-    checkpoint = load_checkpoint(path)
-    made_with = checkpoint.info["codec"]
+    checkpoint = read_any(path)
+    made_with, clip_frames = checkpoint.info["codec"], checkpoint.info["clip_frames"]
+    if made_with is None or clip_frames is None:  # published by hand
+        raise UsageError(
+            f"{path} does not say on which codec's latents, or on clips of how many frames, its agent was trained: "
+            "save it anew by save_pretrained(..., codec=..., clip_frames=...)"
+        )
     if made_with["random"] and not random_codec:
         raise UsageError(
             f"{path} was trained on a randomly initialized codec: what it composes is noise. "
@@ -107,8 +112,8 @@ def open_engine(
             f"{path} was trained with other {codec.name} weights (fingerprint "
             f"{made_with['fingerprint']}, these have {codec.fingerprint}); name the right ones with --weights"
         )
-    agent = build_agent(checkpoint, path).to(where).eval()
-    return Engine(agent, codec, checkpoint.info["clip_frames"], made_with["random"], described(path))
+    agent = build(checkpoint, path).to(where, torch.float32).eval()
+    return Engine(agent, codec, clip_frames, made_with["random"], described(path))
 
 
 def open_session(options: SongPairOptions, engine: Engine | None = None) -> Session:

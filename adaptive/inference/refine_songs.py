@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_window.kernels import resample_windows
-
 from ..audio.cache import SILENCE
 from ..audio.codec import Codec, load_codec
 from ..audio.files import AudioError, read_audio, write_audio
@@ -24,6 +22,7 @@ from ..storage import outputs, strict_json
 from .matching import lag_one_autocorrelation, match_threshold
 from .refine import refine_windows
 from .refine_rhythm import better_out_of_range, tempo_scan
+from .windows_audio import cut_window, hear_window
 
 SOUNDS = tuple(f"{kind}_{name}.wav" for kind in ("cut", "window") for name in ("input", "target"))
 FILES = ("refine.json", "windows.png", *SOUNDS)
@@ -140,10 +139,11 @@ def match_songs(config: RefineConfig, codec: Codec | None = None) -> Match:
         "window_seconds": codec.seconds(window),
         "moved": config.move,
     }
-    for name, clip, start, ratio in (
-        ("input", clips[0], float(start_x[0]), float(ratio_x[0])),
-        ("target", clips[1], float(start_y[0]), float(ratio_y[0])),
-    ):
+    found_windows = (
+        ("input", clips[0], x, float(start_x[0]), float(ratio_x[0])),
+        ("target", clips[1], y, float(start_y[0]), float(ratio_y[0])),
+    )
+    for name, clip, _, start, ratio in found_windows:
         begin = clip.at + codec.seconds(start)
         report[name] = {
             "file": str(clip.path),
@@ -155,17 +155,10 @@ def match_songs(config: RefineConfig, codec: Codec | None = None) -> Match:
         }
     files = []
     if match:
-        windows = (
-            resample_windows(x, start_x[:, None], ratio_x[:, None], window)[0],
-            resample_windows(y, start_y[:, None], ratio_y[:, None], window)[0],
-        )
         comment = "made with random codec weights" if config.random_codec else None
-        for name, clip, latents in zip(("input", "target"), clips, windows, strict=True):
-            place = report[name]
-            edges = (max(0, round((place[edge] - clip.at) * codec.sample_rate)) for edge in ("start_s", "end_s"))
-            cut = clip.audio[:, slice(*edges)]
-            with torch.no_grad():
-                decoded = codec.decode(latents)[0].cpu()
+        for name, clip, latents, start, ratio in found_windows:
+            place = codec.seconds(start), ratio, window
+            cut, decoded = cut_window(clip.audio, codec, *place), hear_window(latents, codec, *place)
             for kind, audio in (("cut", cut), ("window", decoded)):
                 files.append(f"{kind}_{name}.wav")
                 write_audio(config.out / files[-1], audio, codec.sample_rate, comment=comment, into=into)

@@ -22,7 +22,7 @@ from ..losses.rhythm import onset_envelope
 from ..losses.scale_space import gaussian_blur
 from ..losses.signals import centred
 from .tempo import tempo_ratio
-from .validation import check_count, check_positive, check_share, check_streams
+from .validation import check_positive, check_streams, check_windows
 
 PLACES = 33  # of a window in the room that its ratio leaves, in each stream
 FIRST_PLACE, LAST_PLACE = 0.03, 0.97  # share of that room: the ends themselves are bounds
@@ -73,13 +73,9 @@ class ContentSelector(nn.Module):
         frame_rate: float = 50.0,
     ) -> None:
         super().__init__()
-        check_count("encoding_dim", encoding_dim)
-        check_count("num_pairs", num_pairs)
-        check_count("window_frames", window_frames)
-        check_positive("max_ratio", max_ratio)
+        check_windows(encoding_dim, num_pairs, window_frames, max_ratio, max_strength)
         if max_ratio < 1:
             raise ValueError(f"max_ratio must be at least 1 for the content selector, got {max_ratio}")
-        check_share("max_strength", max_strength)
         check_positive("frame_rate", frame_rate)
         self.encoding_dim = encoding_dim
         self.num_pairs = num_pairs

@@ -18,7 +18,7 @@ from adaptive_window.kernels.reference import compute_dtype, without_autocast
 
 from ..losses.matching import standardized
 from .selector import fresh_logits, windows_from_logits
-from .validation import check_count, check_positive, check_share, check_streams
+from .validation import check_streams, check_windows
 
 CELLS = 200  # a window's length in cells of the search, at most twice that: 4 frames a cell for 800 frames
 CELLS_PER_RATIO = 4  # ratios of the lattice differ by 4 cells of length, so that no frame is off by more than a cell
@@ -66,11 +66,7 @@ class CorrelationSelector(nn.Module):
         max_strength: float = 1.0,
     ) -> None:
         super().__init__()
-        check_count("encoding_dim", encoding_dim)
-        check_count("num_pairs", num_pairs)
-        check_count("window_frames", window_frames)
-        check_positive("max_ratio", max_ratio)
-        check_share("max_strength", max_strength)
+        check_windows(encoding_dim, num_pairs, window_frames, max_ratio, max_strength)
         self.encoding_dim = encoding_dim
         self.num_pairs = num_pairs
         self.window_frames = window_frames

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adaptive_window.kernels.reference import without_autocast
 
 from .plain import working_dtype
-from .validation import check_count, check_positive, check_probability, check_share, check_streams
+from .validation import check_probability, check_streams, check_windows
 
 POOLED_BINS = 50
 PER_PAIR = 5  # start_input, start_target, ratio_input, ratio_target, strength
@@ -103,11 +103,7 @@ class WindowSelector(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        check_count("encoding_dim", encoding_dim)
-        check_count("num_pairs", num_pairs)
-        check_count("window_frames", window_frames)
-        check_positive("max_ratio", max_ratio)
-        check_share("max_strength", max_strength)
+        check_windows(encoding_dim, num_pairs, window_frames, max_ratio, max_strength)
         check_probability("dropout", dropout)
         self.encoding_dim = encoding_dim
         self.num_pairs = num_pairs

@@ -13,7 +13,7 @@ from adaptive_window.kernels.validation import check_shape, check_tensor
 
 from ..losses.checks import check_count
 
-__all__ = ["check_count", "check_positive", "check_probability", "check_share", "check_streams"]
+__all__ = ["check_count", "check_positive", "check_probability", "check_share", "check_streams", "check_windows"]
 
 
 def check_positive(name: str, value: object) -> None:
@@ -38,6 +38,17 @@ def check_share(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_windows(
+    encoding_dim: object, num_pairs: object, window_frames: object, max_ratio: object, max_strength: object
+) -> None:
+    """What every selector is built with: three counts, a positive ratio and a share."""
+    check_count("encoding_dim", encoding_dim)
+    check_count("num_pairs", num_pairs)
+    check_count("window_frames", window_frames)
+    check_positive("max_ratio", max_ratio)
+    check_share("max_strength", max_strength)
 
 
 def check_streams(module: nn.Module, x_input: Tensor, x_target: Tensor, channels: int, least_frames: int = 1) -> None:

@@ -142,8 +142,8 @@ def examples(studio: Studio, audios: list[gr.Audio]) -> None:
 
 def compose_tab(studio: Studio, inputs: list[Any]) -> None:
     pairs = range(studio.engine.agent.num_pairs)
-    choices = [("The mean of all pairs", "mean"), ("The best pair", "best"), *((f"Pair {k}", str(k)) for k in pairs)]
-    pick = gr.Radio(choices, value="mean", label="What to hear")
+    choices = [("The best pair", "best"), *((f"Pair {k}", str(k)) for k in pairs), ("The mean of all pairs", "mean")]
+    pick = gr.Radio(choices, value="best", label="What to hear")
     button = gr.Button("Compose", variant="primary", elem_id="compose")
     pattern = gr.HTML(elem_id="composed")
     picture = gr.Plot(label="Windows over both songs", show_label=False, visible=False, elem_id="picture")

@@ -28,7 +28,7 @@ PARTS = {
     "audio": {*GROUND, "storage"},
     "training": {*GROUND, "config", "storage", "plots", "losses", "model", "audio"},
     "hub": {*GROUND, "storage", "model", "training", "__version__"},
-    "inference": {*GROUND, "config", "storage", "plots", "losses", "model", "audio", "training"},
+    "inference": {*GROUND, "config", "storage", "plots", "losses", "model", "audio", "training", "hub"},
     "demo": {*GROUND, "config", "storage", "plots", "model", "audio", "training", "inference"},
     # neither model nor training: the page has what it shows from the functions that compose and refine call
     "page": {*GROUND, "config", "storage", "plots", "audio", "inference", "__version__"},

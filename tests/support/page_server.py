@@ -53,6 +53,14 @@ def write_song(path: Path, seconds: float, *, seed: int = 0, rate: int = 16_000)
     return path
 
 
+def served_files(folder: Path, first: str = "a.wav", second: str = "b.wav") -> Path:
+    """The folder, with the checkpoint `small.safetensors` and two songs of 20 and 15 s by these names."""
+    small_checkpoint(folder / "small.safetensors")
+    write_song(folder / first, 20.0, seed=1)
+    write_song(folder / second, 15.0, seed=2)
+    return folder
+
+
 class Server:
     """`adaptive-window serve` in a process of its own; `lines` is what it has printed."""
 

@@ -107,7 +107,7 @@ def test_files_that_are_missing(folder):
     (folder / "config.json").rename(folder / "settings.json")
     refused(folder, r"holds no config\.json, which says how its agent is built")
     (folder / "model.safetensors").unlink()
-    refused(folder, r"holds neither config\.json with model\.safetensors nor a run's checkpoint")
+    refused(folder, r"no checkpoint in the folder .*, and no config\.json with model\.safetensors$")
     (folder / "settings.json").rename(folder / "config.json")
     refused(folder, r"holds no model\.safetensors$")
 

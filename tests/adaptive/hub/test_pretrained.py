@@ -7,10 +7,13 @@ import pytest
 import torch
 import yaml
 from agent_cases import CHANNELS, FRAMES, WINDOW, small_agent
+from page_server import small_checkpoint
 from safetensors.torch import load_file
 
 from adaptive_window import AdaptiveWindowCreativeAgent
 from adaptive_window.audio.mel import MelCodec
+from adaptive_window.errors import UsageError
+from adaptive_window.inference.compose import open_engine
 from adaptive_window.storage import outputs
 from adaptive_window.training import checkpoint as files
 
@@ -106,6 +109,18 @@ def test_a_run_and_its_checkpoint(tmp_path):
         read = AdaptiveWindowCreativeAgent.from_pretrained(place)
         assert read.about == {"codec": info["codec"], "clip_frames": FRAMES, "license": None}
         assert all(map(torch.equal, outcome(read), outcome(agent)))
+
+
+def test_commands_take_a_published_folder(tmp_path):
+    checkpoint = small_checkpoint(tmp_path / "small.safetensors")
+    agent = AdaptiveWindowCreativeAgent.from_pretrained(checkpoint)
+    agent.save_pretrained(tmp_path / "published", codec=MelCodec())
+    ours, theirs = (open_engine(path, device="cpu") for path in (tmp_path / "published", checkpoint))
+    assert (ours.clip_frames, ours.window_seconds) == (theirs.clip_frames, theirs.window_seconds)
+    assert all(map(torch.equal, ours.agent.state_dict().values(), theirs.agent.state_dict().values()))
+    made().save_pretrained(tmp_path / "unsaid")
+    with pytest.raises(UsageError, match="unsaid does not say on which codec's latents"):
+        open_engine(tmp_path / "unsaid", device="cpu")
 
 
 def test_a_subclass_reads_its_own_kind(tmp_path):

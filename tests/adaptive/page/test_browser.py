@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from command import run
-from page_server import CLIP, WINDOW, Server, serving, small_checkpoint, write_song
+from page_server import CLIP, WINDOW, Server, served_files, serving
 
 pytestmark = pytest.mark.proof
 SLOW = 60_000  # milliseconds that anything may take: other tests may be at work on this machine
@@ -41,11 +41,7 @@ LENGTHS = """players => Promise.all(players.map((player) => player.readyState ? 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser")
-    small_checkpoint(folder / "small.safetensors")
-    write_song(folder / "first song.wav", 20.0, seed=1)
-    write_song(folder / "second.wav", 15.0, seed=2)
-    return folder
+    return served_files(tmp_path_factory.mktemp("browser"), "first song.wav", "second.wav")
 
 
 @pytest.fixture(scope="module")

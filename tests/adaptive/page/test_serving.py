@@ -13,18 +13,14 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from page_server import CLIP, SMALL, WINDOW, Server, Visitor, serving, small_checkpoint, write_song
+from page_server import CLIP, SMALL, WINDOW, Server, Visitor, served_files, serving, small_checkpoint, write_song
 
 pytestmark = pytest.mark.proof
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    small_checkpoint(folder / "small.safetensors")
-    write_song(folder / "a.wav", 20.0, seed=1)
-    write_song(folder / "b.wav", 15.0, seed=2)
-    return folder
+    return served_files(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")

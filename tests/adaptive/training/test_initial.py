@@ -53,11 +53,12 @@ def songs(tmp_path_factory):
 
 def test_two_songs_in_music_out(songs, tmp_path, capsys):
     out = tmp_path / "out.wav"
-    assert cli.main(["compose", *map(str, songs), "-o", str(out), "--pick", "0"]) == 0
+    assert cli.main(["compose", *map(str, songs), "-o", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "the default weights of the package" in printed
     report = json.loads(out.with_suffix(".json").read_text())
     heard = report["heard"]
+    assert report["pick"] == "best"
     assert report["seconds"] == 16.0
     assert heard["fluctuation"] > 0.4  # no hiss
     assert heard["onsets_input"] > 0.5
