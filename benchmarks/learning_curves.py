@@ -172,7 +172,8 @@ def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tenso
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step) * group["share"]
         outputs, losses, metadata = agent(x, y)
-        loss, _ = objective(outputs, losses, metadata["windows"], x, y, step=step)
+        cuts = metadata.get("transformed")
+        loss, _ = objective(outputs, losses, metadata["windows"], x, y, step=step, transformed=cuts)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(agent.parameters(), config.clip_gradient)

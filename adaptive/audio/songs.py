@@ -88,8 +88,13 @@ def synthesize_song(
     sample_rate: int = 32000,
     bpm: float | None = None,
     style: str | None = None,
+    tonic: int | None = None,
+    mode: str | None = None,
 ) -> Song:
-    """Song number `seed`, round(seconds * sample_rate) samples long; tempo and style are drawn where not given."""
+    """Song number `seed`, round(seconds * sample_rate) samples long; what is not given is drawn.
+
+    `tonic` is counted in semitones from C, 0 to 11; `mode` is one of `MODES`.
+    """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     if sample_rate < 8000:
@@ -98,9 +103,16 @@ def synthesize_song(
         raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
     if bpm is not None and not 20 <= bpm <= 400:
         raise ValueError(f"bpm must be from 20 to 400, got {bpm}")
+    if tonic is not None and not 0 <= tonic < 12:
+        raise ValueError(f"tonic must be from 0 to 11, got {tonic}")
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     rng = np.random.default_rng([seed, 1])  # another stream than synthesize_pair's of the same number
     drawn_bpm, drawn_style = float(rng.uniform(SLOWEST, FASTEST)), str(rng.choice(list(STYLES)))
-    return _Player(rng, seconds, sample_rate, bpm or drawn_bpm, style or drawn_style).song()
+    player = _Player(rng, seconds, sample_rate, bpm or drawn_bpm, style or drawn_style)
+    player.tonic = player.tonic if tonic is None else tonic
+    player.mode = mode or player.mode
+    return player.song()
 
 
 def write_songs(

@@ -151,6 +151,11 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         "match with learned target windows",
     )
     max_strength: ClosedUnitInterval = flag(1.0, "strongest transform of the tonality; 0 switches it off")
+    strength: Literal["auto", "harmony", "constant"] = flag(
+        "auto",
+        "how the content selector sets it: by how much the two windows clash, or alike for all songs; auto takes "
+        "harmony where latents are a spectrum",
+    )
     restore: Literal["none", "frame"] = flag(
         "none", "what the transform gives back: none, as the original, or each frame's loudness (mean and spread)"
     )
@@ -179,7 +184,12 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     rhythm_from: Song = flag("input", "song whose onsets patterns follow")
     harmony_from: Song = flag("target", "song whose pitch classes and timbre patterns follow")
     onset_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of onsets with --rhythm-from's window")
-    harmony_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of chroma with --harmony-from's window")
+    harmony_weight: NonNegativeFloat = flag(
+        0.5, "weight of 1 - correlation of chroma with --harmony-from's window, and of the conflict of the two windows"
+    )
+    conflict_weight: NonNegativeFloat | None = flag(
+        None, "weight of the harmonic conflict of a pair's transformed windows alone (default: --harmony-weight)"
+    )
     spread_weight: NonNegativeFloat = flag(
         0.0, "weight of the difference in how much bands move, of patterns and windows"
     )

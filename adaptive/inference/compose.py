@@ -27,7 +27,7 @@ from ..storage import outputs, strict_json
 from ..training.evaluation import pairs_in_seconds
 from ..training.initial import checkpoint_at, described
 from ..training.listening import Listener
-from ..training.measures import measures_warnings, music_measures
+from ..training.measures import conflict_measures, measures_warnings, music_measures
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,8 @@ class Composition:
     picked: int | None
     """The pair heard; None for the mean of all."""
     heard: dict[str, float]
-    """`measures.MEASURES` of the audio beside its pair's windows; of the mean of all, averaged over the pairs."""
+    """`measures.MEASURES` of the audio beside its pair's windows, and `CONFLICTS` of those; of the mean of all,
+    averaged over the pairs."""
 
 
 def compose_clips(session: Session, pick: str | int) -> Composition:
@@ -192,6 +193,11 @@ def measured(
     ]
     pattern = pattern.to(cuts[0].device)[:, None, :, : cuts[0].shape[-1]].expand_as(cuts[0])
     found = music_measures(pattern, cuts[0], cuts[1], listen.classes, listen.slow)
+    heard = session.agent.transform_windows(
+        session.x, session.y, {name: value[:, chosen] for name, value in windows.items()}
+    )
+    transformed = [listen(heard[song]) for song in ("input", "target")]
+    found |= conflict_measures(transformed, cuts, listen.classes, listen.slow)
     return {name: float(value.mean()) for name, value in found.items()}
 
 

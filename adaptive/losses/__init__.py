@@ -4,10 +4,12 @@ regions      where pairs look: apart in place and in ratio
 matching     do a pair's two windows hold the same thing?
 rhythm       onsets, and tempo by the lags at which they repeat
 harmony      which pitch classes sound
+conflict     do two windows clash when both are heard?
 spectral     patterns against windows, and decoded audio against audio
 """
 
 from .composing import regrooved, spread_matching
+from .conflict import harmonic_alignment, harmonic_conflict
 from .harmony import harmony_matching, pitch_classes
 from .matching import matching_loss
 from .regions import ratio_diversity, window_overlap_penalty
@@ -21,6 +23,8 @@ from .spectral import (
 
 __all__ = [
     "envelope_copy_penalty",
+    "harmonic_alignment",
+    "harmonic_conflict",
     "harmony_matching",
     "matching_loss",
     "multi_resolution_stft_loss",

@@ -43,6 +43,7 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
             which has few parameters, finds the input's windows by comparing, and knows the target's by heart; or
             `"content"`, `ContentSelector`, which takes both streams' windows and ratios from what is played.
         frame_rate: frames per second, which the content selector alone asks for.
+        strength: "constant", or "harmony", which the content selector alone takes: by the clash of two windows.
         novelty: of the pairs' losses, "original" or "corrected" (`composer.novelty_terms`).
         backend: of the window kernels: `"auto"`, `"triton"` (CUDA), `"native"` (compiled C, CPU) or `"reference"`.
     """
@@ -64,6 +65,7 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
         dropout: float = 0.1,
         selector: str = "mlp",
         frame_rate: float = 50.0,
+        strength: str = "constant",
         novelty: str = "original",
         backend: str = "auto",
     ) -> None:
@@ -77,6 +79,8 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
             )
         if selector not in ("mlp", "correlation", "content"):
             raise ValueError(f"selector must be 'mlp', 'correlation' or 'content', got {selector!r}")
+        if strength != "constant" and selector != "content":
+            raise ValueError(f"strength must be 'constant' for selector {selector!r}, got {strength!r}")
         self.encoding_dim, self.num_pairs, self.window_frames = encoding_dim, num_pairs, window_frames
         limits = {"max_ratio": max_ratio, "max_strength": max_strength}
         self.window_selector: WindowSelector | CorrelationSelector | ContentSelector
@@ -86,7 +90,12 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
             )
         elif selector == "content":
             self.window_selector = ContentSelector(
-                encoding_dim, num_pairs, window_frames=window_frames, frame_rate=frame_rate, **limits
+                encoding_dim,
+                num_pairs,
+                window_frames=window_frames,
+                frame_rate=frame_rate,
+                strength=strength,
+                **limits,
             )
         else:
             self.window_selector = CorrelationSelector(encoding_dim, num_pairs, window_frames=window_frames, **limits)
@@ -116,15 +125,21 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
     def recompute(self, on: bool) -> None:
         self.creative_agent.composer.composer.recompute = on
 
-    def forward(self, x_input: Tensor, x_target: Tensor) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
+    def forward(
+        self, x_input: Tensor, x_target: Tensor, transformed: bool = False
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
         """Two clips `[B, C, T]` of one shape, T ≥ W.
+
+        Args:
+            transformed: whether metadata holds the transformed windows too, for losses of what they have become.
 
         Returns:
             outputs: P tensors `[B, C, W]`.
             losses: P 0-dim tensors, novelty + balance of each pair (`composer.agent_loss`).
             metadata: `num_pairs`; `pairs`, one dict per pair of detached 0-dim tensors `start_input_mean`,
                 `start_target_mean` (frames), `ratio_input_mean`, `ratio_target_mean`, `tonality_strength_mean`;
-                `windows`, the live `[B, P]` tensors of `WindowSelector.forward`, for regularizers.
+                `windows`, the live `[B, P]` tensors of `WindowSelector.forward`, for regularizers; and where asked for
+                `transformed`, of `transform_windows`, at places that are data: gradients reach strength and weights.
 
         Raises:
             TypeError: a clip is no floating tensor, or of another dtype than the weights outside autocast.
@@ -133,7 +148,22 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
         windows = self.window_selector(x_input, x_target)
         outputs, terms = self.compose_windows(x_input, x_target, windows)
         losses = agent_loss(self.training_mean(terms) if self.training else batch_mean(terms))  # [P]
-        return [outputs[:, i] for i in range(outputs.shape[1])], list(losses.unbind()), self._metadata(windows)
+        metadata = self._metadata(windows)
+        if transformed:
+            placed = {name: value if name == "strength" else value.detach() for name, value in windows.items()}
+            metadata["transformed"] = self.transform_windows(x_input, x_target, placed)
+        return [outputs[:, i] for i in range(outputs.shape[1])], list(losses.unbind()), metadata
+
+    def transform_windows(self, x_input: Tensor, x_target: Tensor, windows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the composer gets of given windows (`[B, P]` each): `input` and `target`, `[B, P, C, W]` each."""
+        strength = windows["strength"].to(x_input.dtype)
+        return {
+            name: reducer(clip, strength, windows[f"start_{name}"], windows[f"ratio_{name}"], self.window_frames)
+            for name, clip, reducer in (
+                ("input", x_input, self.tonality_reducer_input),
+                ("target", x_target, self.tonality_reducer_target),
+            )
+        }
 
     def compose_windows(self, x_input: Tensor, x_target: Tensor, windows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the agent makes of given windows (`[B, P]` each, any P ≥ 1).
@@ -141,15 +171,9 @@ class AdaptiveWindowCreativeAgent(Pretrained, nn.Module):
         Returns:
             outputs `[B, P, C, W]`, and each sample's terms for `composer.agent_loss`, `[B, P, 3]`.
         """
-        strength = windows["strength"].to(x_input.dtype)
-        cut_input = self.tonality_reducer_input(
-            x_input, strength, windows["start_input"], windows["ratio_input"], self.window_frames
-        )
-        cut_target = self.tonality_reducer_target(
-            x_target, strength, windows["start_target"], windows["ratio_target"], self.window_frames
-        )
-        output, terms = self.creative_agent(cut_input.flatten(0, 1), cut_target.flatten(0, 1), "terms")
-        shape = strength.shape  # (B, P)
+        cuts = self.transform_windows(x_input, x_target, windows)
+        output, terms = self.creative_agent(cuts["input"].flatten(0, 1), cuts["target"].flatten(0, 1), "terms")
+        shape = windows["strength"].shape  # (B, P)
         return output.unflatten(0, shape), terms.unflatten(0, shape)
 
     @staticmethod

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from adaptive_window.kernels import resample_windows
 from adaptive_window.kernels.reference import compute_dtype
+from adaptive_window.kernels.validation import check_shape
 
+from ..losses.composing import SLOW_SECONDS, odd_frames
+from ..losses.conflict import harmonic_conflict
+from ..losses.harmony import CLASSES
 from ..losses.matching import standardized
 from ..losses.rhythm import onset_envelope
 from ..losses.scale_space import gaussian_blur
@@ -37,6 +41,8 @@ BEAT_STEPS, BEAT_BLUR = 12, 1.5  # frames to either side that the target moves t
 FRESH_SHARPNESS = 30.0
 EDGE = 0.025  # share of the range that ratios keep from its ends, where a tempo leaves it
 FRESH_SHARES = (0.03, 0.15)  # of the compression left: first and last pair
+STRENGTHS = ("constant", "harmony")
+FRESH_PULL = 1.0  # logit of strength a percent of conflict
 
 
 class ContentSelector(nn.Module):
@@ -50,6 +56,9 @@ class ContentSelector(nn.Module):
         pairs       the best place first; each further pair has its correlations lowered near those before it, in both
                     streams, and takes the best that is left
         beat        the target's start moves by at most 12 frames to where its onsets fall on the input's
+        strength    max_strength · sigmoid(b_p), alike for all songs; with `strength="harmony"`
+                    max_strength · sigmoid(b_p + g_p · conflict) of the two windows (`losses.conflict`): keys that clash
+                    are transformed, one key is left as it is, drums and noise get sigmoid(b_p)
 
     Windows are inside the clip and off its bounds by construction. The starts of white noise are as good as any.
 
@@ -60,6 +69,8 @@ class ContentSelector(nn.Module):
         max_ratio: longest window over W, ≥ 1.
         max_strength: strongest transform of the tonality, 0 to 1.
         frame_rate: frames per second, for the lags at which rhythm repeats.
+        strength: "constant", or "harmony" for latents that are a log-mel spectrum, whose pitch classes `hear` has to be
+            told; until then it is constant.
     """
 
     def __init__(
@@ -71,12 +82,15 @@ class ContentSelector(nn.Module):
         max_ratio: float = 1.5,
         max_strength: float = 1.0,
         frame_rate: float = 50.0,
+        strength: str = "constant",
     ) -> None:
         super().__init__()
         check_windows(encoding_dim, num_pairs, window_frames, max_ratio, max_strength)
         if max_ratio < 1:
             raise ValueError(f"max_ratio must be at least 1 for the content selector, got {max_ratio}")
         check_positive("frame_rate", frame_rate)
+        if strength not in STRENGTHS:
+            raise ValueError(f"strength must be 'constant' or 'harmony', got {strength!r}")
         self.encoding_dim = encoding_dim
         self.num_pairs = num_pairs
         self.window_frames = window_frames
@@ -88,6 +102,9 @@ class ContentSelector(nn.Module):
         self.mix = nn.Parameter(torch.zeros(2))  # onsets, channels: softmax
         self.share = nn.Parameter(torch.logit(torch.linspace(*FRESH_SHARES, num_pairs)))
         self.strength = nn.Parameter(torch.zeros(num_pairs))
+        self.classes: Tensor | None
+        self.register_buffer("classes", torch.zeros(CLASSES, encoding_dim) if strength == "harmony" else None)
+        self.pull = nn.Parameter(torch.full((num_pairs,), FRESH_PULL)) if strength == "harmony" else None
 
     def forward(self, x_input: Tensor, x_target: Tensor) -> dict[str, Tensor]:
         """Windows for two clips `[B, C, T]`, T ≥ `window_frames`; returns and raises as `WindowSelector.forward`."""
@@ -98,7 +115,11 @@ class ContentSelector(nn.Module):
             tempo, _ = self.tempo(x, y)
             ratio_input, ratio_target = self._ratios(tempo, x.shape[2])
             start_input, start_target = self._starts(x, y, ratio_input, ratio_target)
-            strength = self.max_strength * torch.sigmoid(self.strength.to(dtype)).expand(len(x), -1)
+            logit = self.strength.to(dtype).expand(len(x), -1)
+            if self.classes is not None and self.pull is not None:
+                conflict = self._conflict(x, y, start_input, start_target, ratio_input, ratio_target)
+                logit = logit + self.pull.to(dtype) * conflict
+            strength = self.max_strength * torch.sigmoid(logit)
         return {
             "start_input": start_input,
             "start_target": start_target,
@@ -106,6 +127,14 @@ class ContentSelector(nn.Module):
             "ratio_target": ratio_target,
             "strength": strength,
         }
+
+    @torch.no_grad()
+    def hear(self, classes: Tensor) -> None:
+        """Which pitch class each channel counts for, `[12, C]`, of `losses.pitch_classes`; for `strength="harmony"`."""
+        if self.classes is None:
+            raise ValueError('strength must be "harmony" for the selector to hear pitch classes, got "constant"')
+        check_shape("classes", classes, tuple(self.classes.shape), "[12, C]")
+        self.classes.copy_(classes)
 
     def tempo(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Log of how much slower x is than y, within the range of ratios, and how clear both beats are: `[B]` each.
@@ -243,6 +272,20 @@ class ContentSelector(nn.Module):
         power = (cut.square().sum(-1) + 1e-6) * (wanted.square().sum(-1) + 1e-6)[..., None]
         fit = (cut * wanted[:, :, None]).sum(-1) * power.rsqrt()
         return ((self._sharp() * fit).softmax(2) * tried).sum(2)
+
+    @torch.no_grad()
+    def _conflict(
+        self, x: Tensor, y: Tensor, start_x: Tensor, start_y: Tensor, ratio_x: Tensor, ratio_y: Tensor
+    ) -> Tensor:
+        """Harmonic conflict of each pair's windows, `[B, P]`, in percent, at about `FINE` samples a window."""
+        cell = max(1, self.window_frames // FINE)
+        samples = self.window_frames // cell
+        cut_x, cut_y = (
+            resample_windows(F.avg_pool1d(clip, cell), start / cell, ratio, samples)
+            for clip, start, ratio in ((x, start_x, ratio_x), (y, start_y, ratio_y))
+        )
+        assert self.classes is not None
+        return harmonic_conflict(cut_x, cut_y, self.classes, odd_frames(SLOW_SECONDS, self.frame_rate / cell))
 
     def extra_repr(self) -> str:
         return (

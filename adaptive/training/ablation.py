@@ -198,13 +198,15 @@ def distances(trainer: Trainer) -> tuple[float, float]:
     sums, count = np.zeros(2), 0
     for batch in DataLoader(trainer.held_out, batch_size=trainer.config.batch_size, generator=torch.Generator()):
         x, y = (batch[key].to(trainer.device) for key in ("input", "target"))
-        outputs, losses, metadata = agent(x, y)
+        outputs, losses, metadata = agent(x, y, transformed=True)
         windows, song = metadata["windows"], objective.like
         clip = x if song == "input" else y
         cut = resample_windows(clip, windows[f"start_{song}"], windows[f"ratio_{song}"], outputs[0].shape[-1]).float()
         constant = cut.mean(-1, keepdim=True).expand_as(cut)
         for k, candidate in enumerate((outputs, list(constant.unbind(1)))):
-            _, parts = objective(candidate, losses, windows, x, y, random_stretch=False)
+            _, parts = objective(
+                candidate, losses, windows, x, y, random_stretch=False, transformed=metadata["transformed"]
+            )
             sums[k] += len(x) * float(parts["spectral"])
         count += len(x)
     distance, constant_distance = sums / count

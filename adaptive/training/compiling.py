@@ -44,8 +44,10 @@ def loss_of(forward: Callable[..., Any], objective: Objective, autocast: Autocas
 
     def loss(x: Tensor, y: Tensor, taken: int | None) -> Loss:
         with autocast():
-            outputs, losses, metadata = forward(x, y)
-        total, parts = objective(outputs, losses, metadata["windows"], x, y, step=taken)
+            outputs, losses, metadata = forward(x, y, **objective.agent_options)
+        total, parts = objective(
+            outputs, losses, metadata["windows"], x, y, step=taken, transformed=metadata.get("transformed")
+        )
         return Loss(total, parts, metadata["pairs"])
 
     return loss

@@ -31,13 +31,15 @@ def evaluate(run: Run) -> Evaluation:
     config, generator = run.config, torch.Generator()  # of its own, see BatchLoader
     for batch in DataLoader(run.held_out, batch_size=config.batch_size, generator=generator):
         x, y = (batch[key].to(run.device, dtype) for key in ("input", "target"))
-        outputs, losses, metadata = agent(x, y)
-        loss, found = objective(outputs, losses, metadata["windows"], x, y, random_stretch=False)
+        outputs, losses, metadata = agent(x, y, transformed=True)
+        given = (outputs, losses, metadata["windows"], x, y)
+        loss, found = objective(*given, random_stretch=False, transformed=metadata["transformed"])
         total += float(loss) * len(x)
         for name, value in found.items():
             parts[name] = parts.get(name, 0.0) + float(value) * len(x)
         count += len(x)
-        for name, measure in objective.measures(torch.stack(outputs, dim=1), metadata["windows"], x, y).items():
+        patterns, cuts = torch.stack(outputs, dim=1), metadata["transformed"]
+        for name, measure in objective.measures(patterns, metadata["windows"], x, y, cuts).items():
             heard[name] = heard.get(name, 0.0) + float(measure.mean()) * len(x)
         for name in COLUMNS:
             windows[name].append(metadata["windows"][name].double().cpu().numpy())

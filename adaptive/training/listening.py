@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..audio.mel import BANDS, HIGH_HZ, LOW_HZ, MEAN, SPREAD, hz_to_mel, mel_filters, mel_to_hz
+from ..audio.mel import BANDS, HIGH_HZ, LOW_HZ, MEAN, SPREAD, TILT, hz_to_mel, mel_filters, mel_to_hz
 from ..losses.composing import SLOW_SECONDS, odd_frames
 from ..losses.harmony import pitch_classes
 
@@ -35,7 +35,8 @@ class Heard(Protocol):
 class Listener:
     """Callable: latents `[..., C, W]` -> log-mel `[..., bands, frames]`, differentiable where the codec is.
 
-    `classes` `[12, bands]` is for `losses.harmony`; `slow` is half a second in frames, odd.
+    `classes` `[12, bands]` is for `losses.harmony`; `slow` is half a second in frames, odd; `tilt` `[bands]` is what
+    standardizing took from each band, in nepers.
     """
 
     def __init__(self, codec: Heard) -> None:
@@ -45,6 +46,8 @@ class Listener:
         bands = BANDS if self.decodes else codec.dim
         edges = mel_to_hz(np.linspace(hz_to_mel(np.array(LOW_HZ)), hz_to_mel(np.array(high)), bands + 2))
         self.classes = pitch_classes(torch.from_numpy(edges[1:-1]).float())
+        tilt = 0.0 if self.decodes else TILT  # what is analysed here keeps its spectrum
+        self.tilt = tilt * (torch.arange(bands) - (bands - 1) / 2)
         self.hop = max(1, round(HOP_SECONDS * codec.sample_rate))
         self.size = max(8, round(WINDOW_SECONDS * codec.sample_rate))
         rate = codec.sample_rate / self.hop if self.decodes else codec.frame_rate

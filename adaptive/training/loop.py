@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 
@@ -19,11 +19,12 @@ from ..console import Meter, note
 from ..device import choose_device
 from ..errors import RunError
 from ..model.agent import AdaptiveWindowCreativeAgent
+from ..model.content_selector import ContentSelector
 from ..storage import outputs, strict_json
 from . import checkpoint as files
 from . import data_parallel, distributed
 from .evaluation import evaluate, write_examples
-from .initial import begin_with, load_initial, sizes_of
+from .initial import begin_with, load_initial, sizes_of, strength_of
 from .loader import BatchLoader
 from .logging import RunLog
 from .measures import measures_line, measures_warnings
@@ -81,6 +82,7 @@ class Trainer:
             "novelty": config.novelty,
             "dropout": config.dropout,
             **({"frame_rate": codec.frame_rate} if config.selector == "content" else {}),
+            "strength": strength_of(config, codec),
             **(sizes_of(initial) if initial is not None else {}),
             **agent_options,
         }
@@ -91,6 +93,8 @@ class Trainer:
             parameter_groups(agent, config), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         objective = distributed.main_first(lambda: Objective(codec, config))  # it refuses what does not fit
+        if arguments["strength"] == "harmony":
+            cast(ContentSelector, agent.window_selector).hear(objective.listen.classes)
         run = self.state = Run(config, codec, train, held_out, device, arguments, agent, optimizer, objective)
         self.config, self.device, self.codec = config, device, codec
         self.train_set, self.held_out = train, held_out

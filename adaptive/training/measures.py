@@ -6,16 +6,20 @@
     harmony target, input    correlation of the pitch-class profiles (`losses.harmony`)
     copies                   the larger of both `follows`: 1 for a copy
 
+and of the two windows, heard together: `conflict`, after the tonality transform, and `conflict_before`, percent of
+`losses.conflict`, above 0 where they clash.
+
 A steady hiss has a fluctuation near 0 and follows nothing; unrelated music follows by about 0 in all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..losses.conflict import harmonic_conflict
 from ..losses.harmony import SMOOTHING, harmony_likeness
 from ..losses.rhythm import onset_envelope
 from ..losses.signals import centred, pearson, wide
@@ -30,6 +34,7 @@ MEASURES = (
     "harmony_input",
     "copies",
 )
+CONFLICTS = ("conflict_before", "conflict")
 STILL, COPY = 0.3, 0.9  # a pattern that hardly changes, and one that is a copy
 SPREAD_FLOOR = 1e-6
 
@@ -56,13 +61,24 @@ def music_measures(
     return found
 
 
+def conflict_measures(
+    transformed: Sequence[Tensor], untransformed: Sequence[Tensor], classes: Tensor, smoothing: int = SMOOTHING
+) -> dict[str, Tensor]:
+    """`CONFLICTS` of pairs of windows, input and target, log-mel `[..., C, W]` each: `[...]`."""
+    pairs = (untransformed, transformed)
+    return {name: harmonic_conflict(a, b, classes, smoothing) for name, (a, b) in zip(CONFLICTS, pairs, strict=True)}
+
+
 def measures_line(heard: Mapping[str, float]) -> str:
-    """One line for the epoch's table and for commands."""
+    """One line for the epoch's table and for commands; `CONFLICTS` where they were measured."""
     both = (
         f"{name} {heard[f'{name}_target']:.2f}/{heard[f'{name}_input']:.2f}"
         for name in ("follows", "onsets", "harmony")
     )
-    return f"fluctuation {heard['fluctuation']:.2f}, target/input: {', '.join(both)}; copies {heard['copies']:.2f}"
+    line = f"fluctuation {heard['fluctuation']:.2f}, target/input: {', '.join(both)}; copies {heard['copies']:.2f}"
+    if "conflict" not in heard:
+        return line
+    return f"{line}; conflict {heard['conflict_before']:.1f} -> {heard['conflict']:.1f} %"
 
 
 def measures_warnings(heard: Mapping[str, float]) -> list[str]:

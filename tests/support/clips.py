@@ -93,6 +93,7 @@ def small_config(out: Path, **changes: Any) -> TrainConfig:
         "selector": "mlp",
         "rhythm_from": "none",  # the objective of the original alone, unless a test asks for more
         "harmony_from": "none",
+        "conflict_weight": 0.0,
         "novelty_after": 0.0,
         "examples": 0,
         "tensorboard": False,

@@ -63,7 +63,21 @@ def test_pitches_are_in_the_key() -> None:
     assert sum(energy[list(inside)]) > 4 * sum(np.delete(energy, list(inside)))
 
 
+def test_a_key_that_is_given_changes_nothing_else() -> None:
+    drawn = synthesize_song(4, sample_rate=RATE, style="strings")
+    asked = synthesize_song(4, sample_rate=RATE, style="strings", tonic=7, mode="dorian")
+    assert asked.key == "G dorian"
+    assert (asked.bpm, asked.sections) == (drawn.bpm, drawn.sections)
+    tonic, mode = drawn.key.split(maxsplit=1)
+    same = synthesize_song(4, sample_rate=RATE, style="strings", tonic=NOTE_NAMES.index(tonic), mode=mode)
+    assert np.array_equal(same.audio, drawn.audio)
+
+
 def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="tonic must be from 0 to 11, got 12"):
+        synthesize_song(0, tonic=12)
+    with pytest.raises(ValueError, match="mode must be one of major, minor"):
+        synthesize_song(0, mode="blues")
     with pytest.raises(ValueError, match="style must be one of band, dance"):
         synthesize_song(0, style="polka")
     with pytest.raises(ValueError, match="bpm must be from 20 to 400, got 900"):

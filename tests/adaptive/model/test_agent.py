@@ -294,3 +294,28 @@ def test_wrong_inputs() -> None:
         AdaptiveWindowCreativeAgent(window_frames=2001)
     with pytest.raises(ValueError, match="selector must be 'mlp', 'correlation' or 'content', got 'best'"):
         AdaptiveWindowCreativeAgent(selector="best")
+
+
+def test_transformed_windows_are_the_composers_own_at_places_that_are_data() -> None:
+    agent, (x, y) = small_agent(dropout=0.0), clips()
+    outputs, _, metadata = agent(x, y, transformed=True)
+    cuts = agent.transform_windows(x, y, metadata["windows"])
+    for name in ("input", "target"):
+        assert torch.equal(metadata["transformed"][name], cuts[name])
+    assert torch.equal(agent.compose_windows(x, y, metadata["windows"])[0][:, 1], outputs[1])
+    assert "transformed" not in agent(x, y)[2]
+    windows = metadata["windows"]
+    asked = [
+        windows["strength"],
+        windows["start_input"],
+        windows["ratio_target"],
+        agent.tonality_reducer_input.norm.bias,
+    ]
+    total = sum(cut.square().sum() for cut in metadata["transformed"].values())
+    gradients = torch.autograd.grad(total, asked, allow_unused=True)
+    assert [g is None for g in gradients] == [False, True, True, False]
+
+
+def test_strength_belongs_to_the_content_selector() -> None:
+    with pytest.raises(ValueError, match="strength must be 'constant' for selector 'mlp', got 'harmony'"):
+        small_agent(strength="harmony")

@@ -14,6 +14,7 @@ from adaptive_window.audio.synthesis import synthesize_drums
 from adaptive_window.losses.scale_space import gaussian_blur
 from adaptive_window.model.content_selector import ContentSelector
 from adaptive_window.model.tempo import FOUND
+from adaptive_window.training.listening import Listener
 
 T, W = 1200, 800
 
@@ -123,7 +124,45 @@ def test_short_clips_and_clips_of_one_window(songs: Tensor) -> None:
     assert (windows["start_input"] + windows["ratio_input"] * 20 <= 30 + 1e-4).all()
 
 
+def chords(*semitones: int) -> Tensor:
+    """`[1, 128, 300]`: six seconds of chords on A that many semitones up."""
+    t = np.arange(6 * 16000) / 16000
+    notes = [440 * 2 ** ((k + step) / 12) for k in semitones for step in (0, 4, 7)]
+    sound = sum(0.05 * 0.6**h * np.sin(2 * np.pi * (h + 1) * hz * t) for hz in notes for h in range(5))
+    return encoded((sound + 1e-3 * np.random.default_rng(0).standard_normal(len(t))).astype(np.float32))
+
+
+def test_strength_follows_the_clash_of_two_windows_and_is_learned() -> None:
+    selector = ContentSelector(128, 2, window_frames=200, strength="harmony", max_strength=0.9)
+    x, drums = chords(0), encoded(synthesize_drums(3, 100, seconds=6.0, sample_rate=16000))
+    pairs = torch.cat([x, x, drums, x]), torch.cat([x, chords(1), x, chords(0)])
+    assert torch.allclose(selector(*pairs)["strength"], torch.tensor(0.45))  # it has not been told what it hears
+    selector.hear(Listener(MelCodec()).classes)
+    strength = selector(*pairs)["strength"]
+    assert (strength[0] < 0.1).all()  # one chord
+    assert (strength[1] > 0.7).all()  # a semitone apart
+    assert (strength[2] - 0.45).abs().max() < 0.1  # drums have no key
+    strength[1].sum().backward()
+    assert selector.pull is not None
+    for parameter in (selector.pull, selector.strength):
+        assert parameter.grad is not None
+        assert (parameter.grad > 0).all()
+    assert selector.share.grad is None  # places are data to it
+
+
+def test_constant_strength_has_the_keys_it_had() -> None:
+    constant, harmony = (ContentSelector(strength=name).state_dict() for name in ("constant", "harmony"))
+    assert set(harmony) - set(constant) == {"classes", "pull"}
+    assert set(ContentSelector().state_dict()) == set(constant)
+
+
 def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="strength must be 'constant' or 'harmony', got 'loud'"):
+        ContentSelector(strength="loud")
+    with pytest.raises(ValueError, match='strength must be "harmony" for the selector to hear'):
+        ContentSelector().hear(torch.zeros(12, 128))
+    with pytest.raises(ValueError, match="classes must have shape"):
+        ContentSelector(strength="harmony").hear(torch.zeros(12, 64))
     with pytest.raises(ValueError, match="max_ratio must be at least 1 for the content selector"):
         ContentSelector(max_ratio=0.5)
     with pytest.raises(ValueError, match="frame_rate must be positive"):
@@ -140,6 +179,7 @@ def test_an_agent_takes_it_and_compiles_in_one_graph() -> None:
         composer_layers=1,
         composer_dim=16,
         selector="content",
+        strength="harmony",
     ).eval()
     x, y = torch.randn(2, 2, 8, 60)
     outputs, _, metadata = agent(x, y)

@@ -8,7 +8,8 @@ from clips import WINDOW, ConvolutionCodec, small_config, smooth_latents
 
 from adaptive_window.config import UsageError
 from adaptive_window.losses.matching import matching_loss
-from adaptive_window.training.objective import Objective, blur_at
+from adaptive_window.training.objective import Objective
+from adaptive_window.training.terms import blur_at
 
 
 def test_the_blur_falls_to_zero_at_the_stated_share_of_the_run(tmp_path):

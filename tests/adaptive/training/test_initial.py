@@ -1,15 +1,24 @@
 """The weights that the package brings: what they are, and that commands use them and say so."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from clips import ConvolutionCodec, small_config
 
-from adaptive_window import cli
+from adaptive_window import AdaptiveWindowCreativeAgent, cli
 from adaptive_window.audio.songs import synthesize_song, write_songs
 from adaptive_window.errors import UsageError
 from adaptive_window.training.checkpoint import build_agent, load_checkpoint
-from adaptive_window.training.initial import DEFAULT_WEIGHTS, begin_with, checkpoint_at, load_initial, sizes_of
+from adaptive_window.training.initial import (
+    DEFAULT_WEIGHTS,
+    begin_with,
+    checkpoint_at,
+    load_initial,
+    sizes_of,
+    strength_of,
+)
 
 
 def test_they_are_small_whole_and_exact_in_sixteen_bits():
@@ -23,6 +32,29 @@ def test_they_are_small_whole_and_exact_in_sixteen_bits():
         assert torch.equal(parameter.half(), stored), name
     assert checkpoint.info["codec"]["name"] == "mel"
     assert not checkpoint.optimizer
+
+
+def test_they_begin_a_run_whose_strength_follows_harmony():
+    initial = load_initial("default")
+    arguments = {**initial.info["agent"], "strength": "harmony"}
+    agent = AdaptiveWindowCreativeAgent(**arguments)
+    begin_with(agent, arguments, initial, "default")
+    assert agent.window_selector.pull.tolist() == [1.0] * 3
+    for name, value in initial.model.items():
+        assert torch.equal(agent.state_dict()[name], value.to(agent.state_dict()[name].dtype)), name
+    theirs = replace(initial, info={**initial.info, "agent": arguments})
+    with pytest.raises(UsageError, match="its strength follows harmony, this run's is constant: set --strength"):
+        begin_with(agent, initial.info["agent"], theirs, "default")
+
+
+def test_strength_by_codec_and_selector(tmp_path):
+    spectrum, decoded = ConvolutionCodec(False), ConvolutionCodec(True)
+    content = small_config(tmp_path, selector="content")
+    assert strength_of(content, spectrum) == "harmony"
+    assert strength_of(content, decoded) == strength_of(small_config(tmp_path), spectrum) == "constant"
+    assert strength_of(replace(content, strength="constant"), spectrum) == "constant"
+    with pytest.raises(UsageError, match="--strength harmony needs --selector content and latents that are a spectrum"):
+        strength_of(replace(content, strength="harmony"), decoded)
 
 
 def test_names_of_weights(tmp_path):
@@ -64,6 +96,8 @@ def test_two_songs_in_music_out(songs, tmp_path, capsys):
     assert heard["onsets_input"] > 0.5
     assert heard["harmony_target"] > 0.4
     assert heard["copies"] < 0.9
+    assert {"conflict", "conflict_before"} <= set(heard)
+    assert "; conflict " in printed
     assert set(report["tempo"]) == {"ratio", "beat", "found"}
     assert "fluctuation" in printed
 

@@ -57,6 +57,7 @@ def test_a_mixture_is_told_nothing_of() -> None:
     assert measures_warnings(found) == []
     assert 0.6 < found["copies"] < 0.8  # 1/sqrt(2) of each
     assert "fluctuation 1.4" in measures_line(found)
+    assert measures_line({**found, "conflict_before": 2.04, "conflict": -0.5}).endswith("; conflict 2.0 -> -0.5 %")
 
 
 def test_silence_is_finite() -> None:

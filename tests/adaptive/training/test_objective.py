@@ -145,7 +145,7 @@ def test_envelope_copy_counts_by_its_weight_and_reaches_the_patterns(tmp_path, p
 
 
 def test_terms_are_a_table_of_names():
-    from adaptive_window.training.objective import TERMS
+    from adaptive_window.training.terms import TERMS
 
     names = [term.name for term in TERMS]
     assert len(set(names)) == len(names)
@@ -204,3 +204,69 @@ def test_measures_know_a_copy(tmp_path, problem, differentiable):
     assert found["follows_target"].shape == (2, PAIRS)
     assert found["follows_target"].min() > 0.99
     assert found["fluctuation"].mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+def conflict_problem(problem):
+    """The problem, with windows transformed by a strength and by what stands for the transform's weights."""
+    _, _, windows, x, y = problem
+    shift = torch.randn(128, 1, generator=torch.Generator().manual_seed(7)).requires_grad_()
+
+    def transformed():
+        blend = windows["strength"][..., None, None]
+        cuts = {
+            name: resample_windows(clip, windows[f"start_{name}"].detach(), windows[f"ratio_{name}"].detach(), WINDOW)
+            for name, clip in (("input", x), ("target", y))
+        }
+        return {name: cut + blend * shift for name, cut in cuts.items()}
+
+    return shift, transformed
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_conflict_acts_through_strength_and_weights_alone(tmp_path, problem, differentiable):
+    outputs, _, windows, *_ = problem
+    shift, transformed = conflict_problem(problem)
+    measure = objective(tmp_path, ConvolutionCodec(differentiable), conflict_weight=0.5)
+    assert measure.agent_options == {"transformed": True}
+    loss, parts = measure(*problem, transformed=transformed())
+    plain, _ = objective(tmp_path, ConvolutionCodec(differentiable))(*problem)
+    assert loss.item() - plain.item() == pytest.approx(0.5 * parts["conflict"].item(), rel=1e-3)
+    parts["conflict"].backward()
+    assert windows["strength"].grad.abs().min() > 0  # every sample's every pair
+    assert shift.grad.abs().max() > 0
+    assert all(value.grad is None for name, value in windows.items() if name != "strength")
+    assert all(output.grad is None for output in outputs)
+
+
+def test_conflict_has_the_weight_of_harmony_unless_it_has_its_own(tmp_path, problem):
+    _, transformed = conflict_problem(problem)
+    given = transformed()
+
+    def share(**weights):
+        loss, parts = objective(tmp_path, ConvolutionCodec(False), **weights)(*problem, transformed=given)
+        plain, _ = objective(tmp_path, ConvolutionCodec(False))(*problem)
+        return (loss - plain).item() / parts["conflict"].item() if "conflict" in parts else 0.0
+
+    assert share(conflict_weight=None, harmony_weight=2.0) == pytest.approx(2.0, rel=1e-3)
+    assert share(conflict_weight=0.25, harmony_weight=2.0) == pytest.approx(0.25, rel=1e-3)
+    assert share(conflict_weight=0.0, harmony_weight=2.0) == share(conflict_weight=None, harmony_weight=0.0) == 0
+    assert objective(tmp_path, conflict_weight=0.0).agent_options == {}
+    with pytest.raises(ValueError, match="transformed must be the agent's transformed windows"):
+        objective(tmp_path, ConvolutionCodec(False), conflict_weight=1.0)(*problem)
+
+
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_conflict_is_measured_before_and_after(tmp_path, problem, differentiable):
+    outputs, _, windows, x, y = problem
+    _, transformed = conflict_problem(problem)
+    measure = objective(tmp_path, ConvolutionCodec(differentiable))
+    patterns = torch.stack(outputs, 1)
+    found = measure.measures(patterns, windows, x, y, transformed())
+    assert found["conflict"].shape == found["conflict_before"].shape == (2, PAIRS)
+    assert (found["conflict"] - found["conflict_before"]).abs().max() > 0
+    still = {
+        name: resample_windows(clip, windows[f"start_{name}"], windows[f"ratio_{name}"], WINDOW)
+        for name, clip in (("input", x), ("target", y))
+    }
+    found = measure.measures(patterns, windows, x, y, still)
+    assert torch.allclose(found["conflict"], found["conflict_before"])
