@@ -92,7 +92,11 @@ class Pulls:
         from adaptive_window.model.composer import agent_loss, batch_mean
 
         losses = list(agent_loss(batch_mean(terms)).unbind())
-        _, parts = self.objective(list(outputs.unbind(1)), losses, live, x, y)
+        heard = {}
+        if self.objective.agent_options:  # as the agent gives them: places are data, strength is not
+            placed = {name: value if name == "strength" else value.detach() for name, value in live.items()}
+            heard["transformed"] = agent.transform_windows(x, y, placed)
+        _, parts = self.objective(list(outputs.unbind(1)), losses, live, x, y, **heard)
         found: dict[str, dict[str, list[float]]] = {}
         for name, value in parts.items():
             grads = torch.autograd.grad(value, [live[key] for key in PULLED], retain_graph=True, allow_unused=True)
@@ -116,17 +120,17 @@ class Pulls:
 @torch.no_grad()
 def judged(agent: AdaptiveWindowCreativeAgent, objective: Objective, x: Tensor, y: Tensor) -> dict[str, Any]:
     agent.eval()
-    outputs, _, metadata = agent(x, y)
-    windows = metadata["windows"]
+    outputs, _, metadata = agent(x, y, **objective.agent_options)
+    windows, heard = metadata["windows"], {"transformed": metadata.get("transformed")}
     patterns = torch.stack(outputs, 1)
     found: dict[str, Any] = {
         name: float(value.mean()) for name, value in objective.measures(patterns, windows, x, y).items()
     }
     given = (list(outputs), [patterns.new_zeros(())] * PAIRS, windows, x, y)
-    distance = float(objective(*given, random_stretch=False)[1]["spectral"])
+    distance = float(objective(*given, random_stretch=False, **heard)[1]["spectral"])
     wanted = objective.reference(windows, x, y)
     constant = wanted.mean(-1, keepdim=True).expand_as(wanted)
-    still = float(objective(list(constant.unbind(1)), *given[1:], random_stretch=False)[1]["spectral"])
+    still = float(objective(list(constant.unbind(1)), *given[1:], random_stretch=False, **heard)[1]["spectral"])
     found["skill"] = 1 - distance / still
     for name in (*PULLED, "strength"):
         scale = 50.0 if name.startswith("start") else 1.0
@@ -171,7 +175,7 @@ def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tenso
         agent.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step) * group["share"]
-        outputs, losses, metadata = agent(x, y)
+        outputs, losses, metadata = agent(x, y, **objective.agent_options)
         cuts = metadata.get("transformed")
         loss, _ = objective(outputs, losses, metadata["windows"], x, y, step=step, transformed=cuts)
         optimizer.zero_grad()

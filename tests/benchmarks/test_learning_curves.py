@@ -33,6 +33,7 @@ def test_a_pull_is_the_gradient_of_a_logit() -> None:
     def objective(outputs, losses, windows, x, y):
         return None, {"first": windows["start_input"].square().sum(), "second": (windows["ratio_target"] ** 3).sum()}
 
+    objective.agent_options = {}
     agent = SimpleNamespace(
         window_selector=lambda x, y: windows_of(logits),
         compose_windows=lambda x, y, windows: (torch.zeros(2, PAIRS, 1, 1), torch.zeros(2, PAIRS, 3)),
@@ -55,7 +56,7 @@ def test_a_short_run_becomes_data_and_a_picture(tmp_path, monkeypatch) -> None:
     learning_curves.main()
     curves = json.loads(data.read_text())
     assert [row["step"] for row in curves["default"]] == [0, 1]
-    assert set(curves["default"][-1]["pulls"]) == {"spectral", "novelty", "onsets", "harmony"}
+    assert set(curves["default"][-1]["pulls"]) == {"spectral", "novelty", "onsets", "harmony", "conflict"}
     assert set(SHOWN) <= set(curves["default"][-1])
     drawn = picture.read_text()
     assert drawn.startswith("<?xml")
