@@ -221,7 +221,7 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for panel in axes.flat:
         panel.grid(alpha=0.3)
     figure.supxlabel("optimizer step")
-    with rc_context({"svg.fonttype": "none"}):  # letters as letters: a third of the size
+    with rc_context({"svg.fonttype": "none"}):  # letters stay letters
         figure.savefig(path)
 
 
