@@ -117,7 +117,7 @@ def finish_window(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dstart, dratio, and dstrength = Σ g·γ·n + Σ_c β·Σ_t g − Σ g·y, of one window."""
+    """dstart, dratio, and dstrength = Σ g·(v − β) + Σ_c β·Σ_t g − Σ g·y, of one window."""
     pair = pair.to(tl.int64)
     j = tl.arange(0, BLOCK)
     start = tl.zeros((BLOCK,), COMPUTE)
@@ -185,7 +185,7 @@ def finish_gradients(
     dbias_ptr,  # [rows, C], partial dâ
     dnorm_ptr,  # [rows, C], partial dγ
     taps_ptr,  # [B, P, K, C], partial dd_k
-    heard_ptr,  # [B, P, W], Σ_c g·γ·n
+    heard_ptr,  # [B, P, W], Σ_c g·(v − β)
     sums_ptr,  # [B, P, C], Σ_t g
     scalars_ptr,  # [B, P, CHUNKS, 3], dstart, dratio and Σ g·y of each chunk of channels
     strength_ptr,  # [B, P]

@@ -23,10 +23,6 @@ class Moments(NamedTuple):
     tensor: Tensor  # [B, P, blocks, 2, W]: mean, sum of squared deviations
     width: int  # channels of a block; the last one may have fewer
 
-    @property
-    def blocks(self) -> int:
-        return self.tensor.shape[2]
-
 
 @triton.jit
 def tile_moments(ys, c, C: tl.constexpr, PADDED: tl.constexpr, BLOCK_C: tl.constexpr, EPS: tl.constexpr):

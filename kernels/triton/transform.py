@@ -28,13 +28,28 @@ Adjoint, with g the gradient of out, top to bottom (· is summed over what the l
 
 Back to the weights as they were given, by the chain rule through the centring (C takes the mean off each column):
 dA = C(dÂ + dâ·d₀ᵀ),  da = C(dâ),  dd₀ = Âᵀ·dâ.
+
+Restored frames (RESTORE), with m = mean_c y and σ = (var_c y + eps)^(1/2) (`moments`):
+
+    v    = m + σ·γ·n + β
+
+so that everything that comes through n is σ times as large, and m and σ are functions of y, with ∂m/∂y_c = 1/C and
+∂σ/∂y_c = (y_c − m)/(C·σ). Their own gradients are s·Σ_c g and s·Σ_c g·γ·n, and it becomes
+
+    ds   = Σ_t,c g·(m + σ·γ·n + β − y)
+    dγ   = Σ s·σ·g·n
+    e    = s·σ·γ·g
+    dy   = (1 − s)·g + Σ_k d_k·dz(t − k + h) + s·mean_c g + (y − m)/σ·s·mean_c(g·γ·n)
+
 `tests/support/adjoint.py` is this text in PyTorch, and is tested against autograd.
 
 Kernels, in their order; a gradient that nobody needs switches its part, or its kernel, off:
 
-    recompute_windows   x -> z; start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every frame, once for all channels
+    recompute_windows   x -> z, moments of y by blocks of channels; start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every
+                        frame, once for all channels
                                                                   scratch      (`depthwise`)
-    norm_backward       z, g -> du, Σ_c g·γ·n, partial dâ, dγ     scratch      (`pointwise`)
+    norm_backward       z, g, moments -> du, Σ_c g·(v − β), what dy gains by m and σ, partial dâ, dγ
+                                                                  scratch      (`pointwise`)
     product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise`)
     window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g                        (`windows`)
     finish_gradients    partial sums -> gradients                              (`finish`)

@@ -55,6 +55,8 @@ def test_cases_cover_what_matters() -> None:
     assert any(case.channels > 128 for case in cases)
     assert min(sum(case.arch == arch for case in cases) for arch in (80, 90)) >= CASES // 40
     assert any(not case.needs for case in cases)
+    assert sum(case.restore == "frame" for case in cases) >= CASES // 4
+    assert any(case.restore == "frame" and case.channels > 128 for case in cases)
     assert Case.draw(7) == Case.draw(7)
     for case in cases[:200]:
         values = arguments(case)

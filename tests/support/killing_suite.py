@@ -63,6 +63,12 @@ def crafted_cases() -> Iterator[Case]:
     yield case("windowed_tonality", 6, frames=1, window=1, layout="expanded", taps=1)
     yield case("tonality_blend", 7, layout="transposed", grad_layout="sliced", taps=3, channels=17)
     yield case("tonality_blend", 19, channels=130, window=9, batch=1, layout="sliced", taps=1)
+    yield case("windowed_tonality", 27, channels=17, window=33, batch=1, taps=3, restore="frame")
+    yield case("windowed_tonality", 28, channels=130, window=33, batch=1, pairs=2, taps=3, restore="frame")
+    yield case("windowed_tonality", 29, channels=66, window=1, batch=1, taps=1, restore="frame")
+    yield case("tonality_blend", 30, channels=66, window=5, batch=1, taps=1, layout="sliced", restore="frame")
+    for seed, name in enumerate(("x", "ratio", "strength", "norm_weight", "pointwise_bias"), 31):
+        yield case("windowed_tonality", seed, [name], batch=1, taps=3, window=9, frames=16, restore="frame")
     for seed, name in enumerate(("start", "strength", "depthwise_bias", "norm_weight", "norm_bias"), 20):
         yield case("windowed_tonality", seed, [name], batch=1, taps=3, window=9, frames=16)
 

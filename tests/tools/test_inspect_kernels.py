@@ -117,14 +117,14 @@ def everything(arch: int) -> list[dict[str, Any]]:
     return reports
 
 
-def fused(arch: int, precision: str) -> list[dict[str, Any]]:
+def fused(arch: int, precision: str, what: str = "") -> list[dict[str, Any]]:
     dtype = {"bf16": "bfloat16", "fp64": "float64"}.get(precision, "float32")
-    reports = [r for r in everything(arch) if r["op"].startswith("windowed_tonality")]
+    reports = [r for r in everything(arch) if r["op"].startswith(f"{what}windowed_tonality")]
     return [r for r in reports if r["precision"] == precision and r["dtype"] == dtype]
 
 
-def forward(arch: int, precision: str) -> dict[str, Any]:
-    (one,) = (r for r in fused(arch, precision) if r["kernel"] == "windowed_tonality_forward")
+def forward(arch: int, precision: str, what: str = "") -> dict[str, Any]:
+    (one,) = (r for r in fused(arch, precision, what) if r["kernel"] == "windowed_tonality_forward")
     return dict(one)
 
 
@@ -133,7 +133,7 @@ def forward(arch: int, precision: str) -> dict[str, Any]:
 def test_registers_and_shared_memory_suffice(arch: int, spill_bytes: int, shared_kib: int) -> None:
     """In every function, dtype and precision."""
     assert {report["precision"] for report in everything(arch)} == {"fp64", "tf32", "bf16x3", "bf16"}
-    assert len({report["op"] for report in everything(arch)}) == 6
+    assert len({report["op"] for report in everything(arch)}) == 10
     for report in everything(arch):
         assert report["spill_bytes"] <= spill_bytes, report
         assert report["shared_bytes"] <= shared_kib * 1024, report
@@ -142,20 +142,23 @@ def test_registers_and_shared_memory_suffice(arch: int, spill_bytes: int, shared
 
 @pytest.mark.proof
 @pytest.mark.parametrize(
-    ("arch", "shape", "dtype"),
+    ("arch", "shape", "dtype", "what"),
     [
-        (90, "odd", "float32"),
-        (80, "odd", "float32"),
-        (90, "96 channels", "float32"),
-        (90, "96 channels", "bfloat16"),
-        (90, "75 fps", "float32"),
-        (90, "channels last", "float32"),
+        (90, "odd", "float32", "restoring "),
+        (80, "odd", "float32", "restoring "),
+        (90, "96 channels", "float32", "restoring "),
+        (90, "odd", "float32", ""),
+        (80, "odd", "float32", ""),
+        (90, "96 channels", "float32", ""),
+        (90, "96 channels", "bfloat16", ""),
+        (90, "75 fps", "float32", ""),
+        (90, "channels last", "float32", ""),
     ],
 )
-def test_other_sizes_do_not_spill_either(arch: int, shape: str, dtype: str) -> None:
+def test_other_sizes_do_not_spill_either(arch: int, shape: str, dtype: str, what: str) -> None:
     """`--shape all` compiles everything else as well."""
     precision = {"float32": "tf32", "bfloat16": "bf16"}[dtype]
-    done = command("--arch", str(arch), "--shape", shape, "--json", "windowed_tonality", precision, dtype)
+    done = command("--arch", str(arch), "--shape", shape, "--json", f"{what}windowed_tonality", precision, dtype)
     assert done.returncode == 0, done.stderr
     reports = json.loads(done.stdout)
     assert {report["shape"] for report in reports} == {shape}
@@ -187,6 +190,10 @@ class TestShippedKernels:
     def test_forward_instructions(self, precision: str) -> None:
         bar = {"tf32": 36, "bf16x3": 40, "bf16": 38}[precision]
         assert forward(90, precision)["instructions_per_output"] <= bar
+
+    def test_restoring_takes_at_most_six_more(self, precision: str) -> None:
+        with_it, without = (forward(90, precision, what)["instructions_per_output"] for what in ("restoring ", ""))
+        assert 0 < with_it - without <= 6
 
     def test_tensor_cores_do_the_products(self, precision: str) -> None:
         for arch in (90, 80):
