@@ -1,6 +1,6 @@
 """Do harmonies that clash align? Training with the conflict term, and without, on songs in keys 0 to 6 fifths apart.
 
-    python benchmarks/harmony.py --json benchmarks/results/harmony.json --audio
+    python benchmarks/harmony.py --restore frame --audio --json benchmarks/results/harmony/frame.json
 
 Songs of 10 s in major (`synthesize_song`: band, piano, strings and plucked, 80 to 140 BPM, in every one of the 12 keys)
 and drum loops (`synthesize_drums`), mel codec. A batch draws pairs of keys 0 to 6 steps apart on the circle of fifths,

@@ -1,13 +1,13 @@
 """Do two windows clash when both are heard? Roughness of their pitch classes, differentiable.
 
     share      p_k = Σ_b w_kb max(0, m_b − m̄_b) / Σ_k Σ_b w_kb m_b        m = exp(1.7·latent), m̄ the mean of 9 bands
-    conflict   100 · mean over frames of Σ_kl (p_k − p̄) r_(k−l) (q_l − q̄)    p̄ the mean over the 12 classes
+    conflict   100 · mean over frames of Σ_kl p_k r_(k−l) q_l
 
 p_k, of one window, is the part of a frame's magnitude that stands out of its surroundings in pitch class k, averaged
 over half a second; q of the other. r_k is the roughness of two tones k semitones apart, summed over their harmonics,
 about its mean over the intervals (`interval_roughness`). So 0 is neutral: noise, drums and silence have equal shares,
-or none. Above 0 two windows are rougher together than chance, below 0 they are consonant; 100 would be two pure sounds
-a semitone apart, and synthesized songs in keys a tritone apart have about 2.
+which no interval tells apart, or none. Above 0 two windows are rougher together than chance, below 0 they are
+consonant; 100 would be two pure sounds a semitone apart, and synthesized songs in keys a tritone apart have about 2.
 
 Loudness does not matter, neither a window's nor a frame's: a share is a quotient within one frame, so that no window
 gets out of a conflict by being quiet. Both windows transposed alike give the same value, for r knows intervals alone.
@@ -33,7 +33,7 @@ HARMONICS, DECAY = 6, 0.88  # of a tone: amplitudes DECAY^h, as in Sethares' fig
 LOWEST_TONE = 261.63  # Hz, C4: roughness is averaged over the octave of tones from there, where chords and melodies lie
 UNIT = 1.7  # nepers of magnitude in one unit of a latent (`audio.mel.SPREAD`)
 DECIBELS = 20 / math.log(10)  # in a neper
-LOUDNESS = 0.4  # percent of conflict that a change of 1 dB costs
+LOUDNESS = 1.0  # percent of conflict that a change of 1 dB costs
 
 
 def interval_roughness() -> Tensor:
@@ -86,7 +86,6 @@ def harmonic_conflict(a: Tensor, b: Tensor, classes: Tensor, smoothing: int = SM
     """Conflict of log-mel windows `[..., C, W]` of one shape, in percent: `[...]`; arguments as `tonal_shares`."""
     same_shape(a=a, b=b)
     p, q = (tonal_shares(x, classes, smoothing) for x in (a, b))
-    p, q = (x - x.mean(-2, keepdim=True) for x in (p, q))
     return 100 * (p * (_ROUGHNESS.to(p) @ q)).sum(-2).mean(-1)
 
 
@@ -112,7 +111,7 @@ def harmonic_alignment(
 ) -> Tensor:
     """How far two transformed windows are from what they should be: without conflict, and else as they were.
 
-        |conflict(heard) − min(0, conflict(source))| + 0.4 · change of loudness in dB,   the mean over pairs
+        |conflict(heard) − min(0, conflict(source))| + change of loudness in dB,   the mean over pairs
 
     Conflict goes to 0, neutral; what was consonant stays as it was, so that no drone that both windows share pays; and
     loudness, of which conflict knows nothing, stays too.

@@ -57,13 +57,11 @@ def test_bars_are_met_and_missed() -> None:
 
 
 @pytest.mark.proof
-def test_conflict_falls_in_training_and_not_without_the_term(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_conflict_falls_in_training_and_loudness_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--each", 2, "--held-out", 6, "--steps", 60, "--batch", 4, "--restore", "frame"]
     harmony.main([str(o) for o in (*options, "--json", tmp_path / "found.json")])
     results = json.loads((tmp_path / "found.json").read_text())["results"]
-    lost = {name: next(iter(found["bars"].values()))["found"] for name, found in results.items()}
+    lost, louder = ({name: list(found["bars"].values())[k]["found"] for name, found in results.items()} for k in (0, 1))
     assert lost["frame, 0.5"] > 0.3
-    assert lost["frame, 0.5"] > lost["frame, 0"] + 0.2
+    assert louder["frame, 0.5"] < 0.5 * louder["frame, 0"]  # without it they clash less only as they change in all
     assert "restore frame, conflict weight 0.5" in capsys.readouterr().out
