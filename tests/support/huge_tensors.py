@@ -58,7 +58,7 @@ HUGE = {
     "clips interleaved": Huge(43, 1, 3, (1 << 24) - 1, 20, layout=(2, 1, 0), start=(1 << 24) - 20.0),
     # left out: what would take for ever in the interpreter; others form the same offsets
     "many windows": Huge(1 << 17, 4, 64, 100, 80, start=20.0, without=SUMMING),
-    "moments of single channels": Huge(1 << 17, 4, 1, 50, 2100, ratio=1e-2, without=WALKING),
+    "moments of single channels": Huge(1 << 17, 4, 1, 50, 2100, ratio=1e-2, without=SUMMING),
     "long windows": Huge(2, 1, 70, 50, (1 << 24) - 1, ratio=1e-6, without=WALKING),
     "long windows, many channels": Huge(1, 1, 130, 50, (1 << 24) - 1, ratio=1e-6, without=WALKING, channels_last=True),
 }

@@ -395,7 +395,7 @@ _RESTORED = [
         "strength * heard / C",
     ),
     Mutant("restored: stored beyond the window", "store_restored", "t < W", "t <= W", count=4, nth=3),
-    Mutant("restored: rows in 32 bits", "store_restored", "pair.to(tl.int64)", "pair", count=2, nth=1),
+    Mutant("restored: rows in 32 bits", "store_restored", "pair.to(tl.int64)", "pair", count=2, nth=0),
     Mutant("restored: rows read in 32 bits", "load_restored", "pair.to(tl.int64)", "pair"),
     Mutant("restored: spread's gradient about 0", "load_restored", "y - mean[:, None]", "y"),
     Mutant(
