@@ -59,7 +59,10 @@ def interval_roughness() -> Tensor:
     return found / found[1]
 
 
-_ROUGHNESS = interval_roughness()[(torch.arange(CLASSES)[:, None] - torch.arange(CLASSES)) % CLASSES]  # [12, 12]
+def class_roughness() -> Tensor:
+    """`[12, 12]`, float64: `interval_roughness` of every pitch class with every other."""
+    classes = torch.arange(CLASSES)
+    return interval_roughness()[(classes[:, None] - classes) % CLASSES]
 
 
 def tonal_shares(latents: Tensor, classes: Tensor, smoothing: int = SMOOTHING) -> Tensor:
@@ -82,11 +85,20 @@ def tonal_shares(latents: Tensor, classes: Tensor, smoothing: int = SMOOTHING) -
     return slow(share.transpose(-1, -2), smoothing)
 
 
-def harmonic_conflict(a: Tensor, b: Tensor, classes: Tensor, smoothing: int = SMOOTHING) -> Tensor:
-    """Conflict of log-mel windows `[..., C, W]` of one shape, in percent: `[...]`; arguments as `tonal_shares`."""
+def harmonic_conflict(
+    a: Tensor, b: Tensor, classes: Tensor, smoothing: int = SMOOTHING, roughness: Tensor | None = None
+) -> Tensor:
+    """Conflict of log-mel windows `[..., C, W]` of one shape, in percent: `[...]`.
+
+    Args:
+        a, b: the windows.
+        classes, smoothing: as `tonal_shares`.
+        roughness: `[12, 12]`, `class_roughness` on the windows' device; None makes it, and waits until it is there.
+    """
     same_shape(a=a, b=b)
     p, q = (tonal_shares(x, classes, smoothing) for x in (a, b))
-    return 100 * (p * (_ROUGHNESS.to(p) @ q)).sum(-2).mean(-1)
+    rough = class_roughness() if roughness is None else roughness
+    return 100 * (p * (rough.to(p) @ q)).sum(-2).mean(-1)
 
 
 def loudness_change(a: Tensor, b: Tensor, tilt: Tensor | None = None) -> Tensor:
@@ -108,6 +120,7 @@ def harmonic_alignment(
     classes: Tensor,
     smoothing: int = SMOOTHING,
     tilt: Tensor | None = None,
+    roughness: Tensor | None = None,
 ) -> Tensor:
     """How far two transformed windows are from what they should be: without conflict, and else as they were.
 
@@ -119,13 +132,13 @@ def harmonic_alignment(
     Args:
         heard: a pair's two windows, transformed, log-mel `[..., C, W]`.
         source: the same windows before.
-        classes, smoothing: as `tonal_shares`.
+        classes, smoothing, roughness: as `harmonic_conflict`.
         tilt: as `loudness_change`.
 
     Returns:
         0-dim, ≥ 0.
     """
-    wanted = harmonic_conflict(*source, classes, smoothing).clamp(max=0)
-    conflict = harmonic_conflict(*heard, classes, smoothing)
+    wanted = harmonic_conflict(*source, classes, smoothing, roughness).clamp(max=0)
+    conflict = harmonic_conflict(*heard, classes, smoothing, roughness)
     loudness = torch.stack([loudness_change(a, b, tilt) for a, b in zip(heard, source, strict=True)])
     return (conflict - wanted).abs().mean() + LOUDNESS * loudness.mean()

@@ -19,7 +19,7 @@ from adaptive_window.kernels.reference import compute_dtype
 from adaptive_window.kernels.validation import check_shape
 
 from ..losses.composing import SLOW_SECONDS, odd_frames
-from ..losses.conflict import harmonic_conflict
+from ..losses.conflict import class_roughness, harmonic_conflict
 from ..losses.harmony import CLASSES
 from ..losses.matching import standardized
 from ..losses.rhythm import onset_envelope
@@ -104,6 +104,10 @@ class ContentSelector(nn.Module):
         self.strength = nn.Parameter(torch.zeros(num_pairs))
         self.classes: Tensor | None
         self.register_buffer("classes", torch.zeros(CLASSES, encoding_dim) if strength == "harmony" else None)
+        self.roughness: Tensor | None
+        self.register_buffer(
+            "roughness", class_roughness().float() if strength == "harmony" else None, persistent=False
+        )
         self.pull = nn.Parameter(torch.full((num_pairs,), FRESH_PULL)) if strength == "harmony" else None
 
     def forward(self, x_input: Tensor, x_target: Tensor) -> dict[str, Tensor]:
@@ -285,7 +289,8 @@ class ContentSelector(nn.Module):
             for clip, start, ratio in ((x, start_x, ratio_x), (y, start_y, ratio_y))
         )
         assert self.classes is not None
-        return harmonic_conflict(cut_x, cut_y, self.classes, odd_frames(SLOW_SECONDS, self.frame_rate / cell))
+        smoothing = odd_frames(SLOW_SECONDS, self.frame_rate / cell)
+        return harmonic_conflict(cut_x, cut_y, self.classes, smoothing, self.roughness)
 
     def extra_repr(self) -> str:
         return (

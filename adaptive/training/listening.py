@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..audio.mel import BANDS, HIGH_HZ, LOW_HZ, MEAN, SPREAD, TILT, hz_to_mel, mel_filters, mel_to_hz
 from ..losses.composing import SLOW_SECONDS, odd_frames
+from ..losses.conflict import class_roughness
 from ..losses.harmony import pitch_classes
 
 HOP_SECONDS, WINDOW_SECONDS = 0.02, 0.08
@@ -35,8 +36,8 @@ class Heard(Protocol):
 class Listener:
     """Callable: latents `[..., C, W]` -> log-mel `[..., bands, frames]`, differentiable where the codec is.
 
-    `classes` `[12, bands]` is for `losses.harmony`; `slow` is half a second in frames, odd; `tilt` `[bands]` is what
-    standardizing took from each band, in nepers.
+    `classes` `[12, bands]` is for `losses.harmony`, `roughness` `[12, 12]` for `losses.conflict`; `slow` is half a
+    second in frames, odd; `tilt` `[bands]` is what standardizing took from each band, in nepers.
     """
 
     def __init__(self, codec: Heard) -> None:
@@ -48,6 +49,7 @@ class Listener:
         self.classes = pitch_classes(torch.from_numpy(edges[1:-1]).float())
         tilt = 0.0 if self.decodes else TILT  # what is analysed here keeps its spectrum
         self.tilt = tilt * (torch.arange(bands) - (bands - 1) / 2)
+        self.roughness = class_roughness().float()
         self.hop = max(1, round(HOP_SECONDS * codec.sample_rate))
         self.size = max(8, round(WINDOW_SECONDS * codec.sample_rate))
         rate = codec.sample_rate / self.hop if self.decodes else codec.frame_rate
@@ -55,6 +57,12 @@ class Listener:
         if self.decodes:
             self.filters = mel_filters(BANDS, self.size, codec.sample_rate, LOW_HZ, high)
             self.window = torch.hann_window(self.size)
+
+    def to(self, device: torch.device) -> None:
+        """Moves what is compared with, so that no step copies it, which waits and keeps a step from being one graph."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
 
     def __call__(self, latents: Tensor) -> Tensor:
         if not self.decodes:

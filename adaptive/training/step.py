@@ -124,6 +124,7 @@ class Stepper:
     ) -> None:
         self.agent, self.optimizer = agent, optimizer
         self.config, self.device = config, device
+        objective.listen.to(device)
         self.compute = Forward(forward, objective, config.compile, device, self._autocast)
         self._statistics = Statistics(agent)
 

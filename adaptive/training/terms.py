@@ -167,6 +167,7 @@ def _conflict(objective: Objective, step: Step) -> Tensor:
         objective.listen.classes,
         objective.listen.slow,
         objective.listen.tilt,
+        objective.listen.roughness,
     )
 
 

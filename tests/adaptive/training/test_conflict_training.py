@@ -1,13 +1,16 @@
 """A few steps by the conflict term alone: two chords a semitone apart come to clash less, at the loudness they had."""
 
 import numpy as np
+import pytest
 import torch
-from clips import SMALL_AGENT, small_config
+from clips import SMALL_AGENT, ConvolutionCodec, small_config
 from torch import Tensor
 
 from adaptive_window import AdaptiveWindowCreativeAgent
 from adaptive_window.audio.mel import MelCodec
+from adaptive_window.model.content_selector import ContentSelector
 from adaptive_window.training.objective import Objective
+from adaptive_window.training.step import Stepper
 
 STEPS, WINDOW = 30, 100
 
@@ -49,3 +52,19 @@ def test_conflict_falls(tmp_path):
     assert found[-1]["conflict"][same] < 0.9 * found[-1]["conflict_before"][same] < 0  # what was consonant stays so
     strength = metadata["windows"]["strength"][:, 0]
     assert strength[clash] > strength[same] + 0.3
+
+
+@pytest.mark.parametrize("codec", [MelCodec(), ConvolutionCodec()], ids=["mel", "decoded"])
+def test_no_step_copies_to_the_device(codec, tmp_path):
+    """What patterns are compared with lies where they do, from a step's first use on."""
+    meta, agent = torch.device("meta"), torch.nn.Linear(1, 1)
+    config = small_config(tmp_path)
+    objective = Objective(codec, config)
+    Stepper(agent, agent, torch.optim.AdamW(agent.parameters()), objective, config, meta)
+    moved = {name: value.device for name, value in vars(objective.listen).items() if isinstance(value, Tensor)}
+    assert {"classes", "roughness", "tilt"} <= moved.keys()
+    assert set(moved.values()) == {meta}
+    selector = ContentSelector(strength="harmony").to(meta)
+    assert {buffer.device for buffer in selector.buffers()} == {meta}
+    assert selector.roughness is not None
+    assert "roughness" not in selector.state_dict()
