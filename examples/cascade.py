@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> CreativeModel:
     size, creative = options.pop("size"), options.pop("creative")
     options |= {"data": options["data"] or options["out"] / "songs", "tensorboard": False, **SIZES[size]["seconds"]}
     options["out"].mkdir(parents=True, exist_ok=True)
-    return train(TrainConfig(rhythm_from="none", harmony_from="none", **options), size, creative)
+    return train(TrainConfig(rhythm_from="none", harmony_from="none", conflict_weight=0, **options), size, creative)
 
 
 if __name__ == "__main__":
