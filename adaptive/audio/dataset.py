@@ -238,6 +238,8 @@ class ClipDataset(Dataset[dict[str, "torch.Tensor | str"]]):
     raises `AudioError`: leave those out before, by `find_bad`.
     """
 
+    by_index = True  # an item follows from epoch and index alone
+
     def __init__(
         self,
         examples: Sequence[Example],

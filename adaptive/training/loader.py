@@ -16,9 +16,11 @@ END = object()  # of an iterator
 
 
 class BatchLoader:
-    """Iterates over batches of `dataset`'s items, loaded by `workers` processes (0: by a thread of this one).
+    """Iterates over batches of `dataset`'s items, loaded by `workers` processes (0: in this one).
 
-    The thread is one batch ahead, so that the loop does not wait for copies: PyTorch copies without Python's lock.
+    In this process a thread loads one batch ahead, so that the loop does not wait for copies (PyTorch copies without
+    Python's lock); unless an item is more than epoch and index tell (`dataset.by_index`): draws from the global
+    generator have to come in the order of steps, or a resumed run would draw others.
 
     What is loaded does not depend on `workers` or `start`, the way in which they are started: `fork` is quick and
     shares this process's memory, `spawn` begins each as a fresh interpreter and suits libraries that do not bear
@@ -31,6 +33,7 @@ class BatchLoader:
         self, dataset: ClipDataset, workers: int, start: Literal["fork", "spawn"], *, pin_memory: bool = False
     ) -> None:
         self._batches: list[list[int]] = []
+        self._ahead = workers == 0 and getattr(dataset, "by_index", False)
         # a generator of its own: the loader draws a seed for its workers, which must not disturb dropout's sequence
         self._generator = torch.Generator()
         self._loader = DataLoader(
@@ -48,7 +51,7 @@ class BatchLoader:
         self._batches[:] = indices
         self._generator.manual_seed(seed)
         iterator = iter(self._loader)
-        return iterator if self._loader.num_workers else one_ahead(iterator)
+        return one_ahead(iterator) if self._ahead else iterator
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:

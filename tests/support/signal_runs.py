@@ -39,6 +39,9 @@ class Place:
     def __init__(self, function: Callable[..., Any], nth: int, signals: tuple[int, ...], at: Path) -> None:
         self.function, self.left, self.signals, self.at = function, nth, signals, at
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.function, name)
+
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         self.left -= 1
         if self.left == 0:

@@ -163,6 +163,33 @@ def test_one_batch_ahead():
     assert not any(thread.is_alive() for thread in threads)
 
 
+class Counting(torch.utils.data.Dataset):
+    """Draws from the global generator, as a data set of one's own may; counts what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.asked.append(index)
+        return {"input": torch.rand(1)}
+
+
+def test_what_draws_is_not_loaded_ahead():
+    """A resumed run would draw other numbers; `by_index` says that an item draws nothing."""
+    clips, batches = Counting(), [[0, 1], [2, 3], [4, 5]]
+    next(BatchLoader(clips, 0, "fork").batches(batches, seed=0))  # type: ignore[arg-type]  # any data set
+    assert clips.asked == [0, 1]
+    clips.asked, clips.by_index = [], True
+    loaded = BatchLoader(clips, 0, "fork").batches(batches, seed=0)  # type: ignore[arg-type]  # any data set
+    next(loaded)
+    loaded.close()  # its thread has ended
+    assert clips.asked == [0, 1, 2, 3]
+    assert ClipDataset.by_index
+
+
 def test_a_loader_left_midway_ends_its_thread():
     loaded = one_ahead(iter(range(10)))
     next(loaded)
