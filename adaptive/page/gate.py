@@ -2,8 +2,8 @@
 
 The toolkit has many more (a proxy, streams, monitoring, calls by name); they answer 404 here. A file is served, and
 taken as an argument, only if it lies in the uploads' folder. Nothing may be loaded from another host, and no other site
-may call. When a visitor's page has gone, what it uploaded goes: the toolkit's own event for that is lost where the page
-goes before the toolkit has begun to wait.
+may call. When a visitor's page has gone, what it uploaded goes: the toolkit's own event for that can be lost where the
+page goes before the toolkit has begun to wait.
 """
 
 from __future__ import annotations
