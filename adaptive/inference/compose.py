@@ -197,7 +197,7 @@ def measured(
         session.x, session.y, {name: value[:, chosen] for name, value in windows.items()}
     )
     transformed = [listen(heard[song]) for song in ("input", "target")]
-    found |= conflict_measures(transformed, cuts, listen.classes, listen.slow)
+    found |= conflict_measures(transformed, cuts, listen.classes, listen.slow, listen.roughness)
     return {name: float(value.mean()) for name, value in found.items()}
 
 

@@ -62,11 +62,15 @@ def music_measures(
 
 
 def conflict_measures(
-    transformed: Sequence[Tensor], untransformed: Sequence[Tensor], classes: Tensor, smoothing: int = SMOOTHING
+    transformed: Sequence[Tensor], untransformed: Sequence[Tensor], classes: Tensor, smoothing: int, roughness: Tensor
 ) -> dict[str, Tensor]:
-    """`CONFLICTS` of pairs of windows, input and target, log-mel `[..., C, W]` each: `[...]`."""
-    pairs = (untransformed, transformed)
-    return {name: harmonic_conflict(a, b, classes, smoothing) for name, (a, b) in zip(CONFLICTS, pairs, strict=True)}
+    """`CONFLICTS` of pairs of windows, input and target, log-mel `[..., C, W]` each: `[...]`.
+
+    Args:
+        classes, smoothing, roughness: as `harmonic_conflict`, a `Listener`'s.
+    """
+    hear, pairs = (classes, smoothing, roughness), (untransformed, transformed)
+    return {name: harmonic_conflict(a, b, *hear) for name, (a, b) in zip(CONFLICTS, pairs, strict=True)}
 
 
 def measures_line(heard: Mapping[str, float]) -> str:

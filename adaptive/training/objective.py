@@ -142,7 +142,8 @@ class Objective:
         found = music_measures(pattern, cut_input, cut_target, self.listen.classes, self.listen.slow)
         if transformed is not None:
             heard = [self.listen(wide(transformed[song])[..., part]) for song in ("input", "target")]
-            found |= conflict_measures(heard, [cut_input, cut_target], self.listen.classes, self.listen.slow)
+            hear = (self.listen.classes, self.listen.slow, self.listen.roughness)
+            found |= conflict_measures(heard, [cut_input, cut_target], *hear)
         return found
 
     @torch.no_grad()

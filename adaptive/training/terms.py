@@ -119,11 +119,14 @@ def _scales(frames: int) -> tuple[int, ...]:
     return tuple(scale for scale in (1, 2, 4, 8, 16) if scale <= frames)
 
 
+def _part(objective: Objective, step: Step) -> slice:
+    """The frames that are heard: a stretch of them where they are decoded, drawn anew at each call, else all."""
+    return objective.stretch(step.window, step.random_stretch) if objective.listen.decodes else slice(None)
+
+
 def _regrooved(objective: Objective, step: Step) -> tuple[Tensor, Tensor]:
     """What is heard of the pattern, and the harmony's windows in the rhythm of the other's, as data."""
-    part = slice(None)
-    if objective.listen.decodes:
-        part = objective.stretch(step.window, step.random_stretch)
+    part = _part(objective, step)
     pattern = objective.listen(step.patterns[..., part])
     with torch.no_grad():
         harmony, rhythm = (
@@ -135,9 +138,7 @@ def _regrooved(objective: Objective, step: Step) -> tuple[Tensor, Tensor]:
 
 def _beside(objective: Objective, step: Step, song: str) -> tuple[Tensor, Tensor]:
     """What is heard of the patterns, and of their windows of a song, which are data: `[B, P, bands, frames]` each."""
-    part = slice(None)
-    if objective.listen.decodes:
-        part = objective.stretch(step.window, step.random_stretch)
+    part = _part(objective, step)
     with torch.no_grad():
         wanted = objective.listen(step.cut(song)[..., part])
     return objective.listen(step.patterns[..., part]), wanted
@@ -155,9 +156,7 @@ def _harmony(objective: Objective, step: Step) -> Tensor:
 def _conflict(objective: Objective, step: Step) -> Tensor:
     if step.transformed is None:
         raise ValueError("transformed must be the agent's transformed windows where conflict has a weight, got None")
-    part = slice(None)
-    if objective.listen.decodes:
-        part = objective.stretch(step.window, step.random_stretch)
+    part = _part(objective, step)
     heard = [objective.listen(wide(step.transformed[song])[..., part]) for song in ("input", "target")]
     with torch.no_grad():
         source = [objective.listen(step.cut(song)[..., part]) for song in ("input", "target")]
@@ -205,9 +204,7 @@ def _rhythm(objective: Objective, step: Step) -> Tensor:
 
 def _envelope_copy(objective: Objective, step: Step) -> Tensor:
     """Mean over input and target of the squared correlation of their windows' loudness with the pattern's."""
-    part = slice(None)
-    if objective.codec.differentiable:
-        part = objective.stretch(step.window, step.random_stretch)
+    part = _part(objective, step)
     output = objective.loudness(step.patterns[..., part])  # [B·P, N]
     penalties = []
     for cut in (step.cut_input, step.cut_target):
