@@ -85,6 +85,25 @@ def test_decoded_loss_listens_to_the_stretch_asked_for(tmp_path, problem):
     assert lengths == [WINDOW, WINDOW]
 
 
+@pytest.mark.parametrize("asked", [{"harmony_from": "target"}, {"rhythm_from": "input", "harmony_from": "target"}])
+def test_every_term_that_listens_hears_the_stretch_asked_for(tmp_path, problem, asked):
+    heard = []
+
+    class Listening(ConvolutionCodec):
+        def decode(self, latents):
+            heard.append(latents.shape[-1])
+            return super().decode(latents)
+
+    weights = {"envelope_copy_weight": 1.0, "spread_weight": 1.0, "conflict_weight": 1.0, "spectral": "decoded"}
+    transformed = {song: torch.randn(2, PAIRS, 128, WINDOW) for song in ("input", "target")}
+    for codec in (Listening(), Listening(differentiable=False)):
+        loss = objective(tmp_path, codec, decode_seconds=1.5, **weights, **asked)
+        _, parts = loss(*problem, transformed=transformed)
+        assert {"harmony", "conflict", "spread", "envelope_copy"} <= set(parts)
+    assert heard
+    assert set(heard) == {15}
+
+
 def test_latent_loss_never_decodes(tmp_path, problem):
     class Silent(ConvolutionCodec):
         def decode(self, latents):
