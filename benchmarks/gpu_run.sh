@@ -3,20 +3,25 @@
 # minutes) for all of it.
 #
 # Needs python3 with torch >= 2.11, triton, numpy and pytest, and no network. Writes to $OUT (default
-# benchmarks/results/gpu-run): results.json (for benchmarks/report.py), tune.json, host.json, log.txt (all output),
-# summary.txt (a line per part), ncu.csv where ncu can read counters. Kernels are compiled first, in parallel. Useful
-# parts come first; each has a time limit, from what it took on an H100 with 16 cores, and may fail without stopping the
-# next. Exit code: 0, or 1 where a part failed, ran out of time or was not reached. The device's settings are left alone.
+# benchmarks/results/gpu-run): results.json (for benchmarks/report.py), tune.json, host.json, agent.json, train.json,
+# compose.json, log.txt (all output), summary.txt (a line per part), ncu.csv where ncu can read counters. Kernels and
+# the agent's steps are compiled first, in parallel, beside the tests. Useful parts come first; each has a time limit,
+# from what it took on an H100 with 16 cores, and may fail without stopping the next. Exit code: 0, or 1 where a part
+# failed, ran out of time or was not reached. The device's settings are left alone.
 #
 #   PYTHON=python3   the interpreter
-#   BUDGET=540       seconds for everything; below 400, tests and tuning get less and the slow parts are left out
+#   BUDGET=540       seconds for everything; below 400, tuning gets less and the slow parts are left out
 #   PARTS="ops step" only these parts (install and environment always run)
+#   TESTS=90         seconds for the tests
+#   AGENT="--batches 16 --precision bf16"   of the agent's steps only these
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 PYTHON=${PYTHON:-python3}
 BUDGET=${BUDGET:-540}
 PARTS=${PARTS:-}
+AGENT=${AGENT:-}
+TESTS=${TESTS:-90}
 OUT=${OUT:-benchmarks/results/gpu-run}
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -32,12 +37,14 @@ note() { # one line for the summary, and the screen
   echo "$1" | tee -a "$SUMMARY"
 }
 
+wanted() { # whether a part is to run
+  [[ -z $PARTS || $1 == install || $1 == environment || " $PARTS " == *" $1 "* ]]
+}
+
 part() { # part NAME LIMIT COMMAND...: run with a limit, log everything, show the end
   local name=$1 limit=$2 left=$((BUDGET - SECONDS)) began=$SECONDS code
   shift 2
-  if [[ -n $PARTS && $name != install && $name != environment && " $PARTS " != *" $name "* ]]; then
-    return 0
-  fi
+  wanted "$name" || return 0
   if ((left < 10)); then
     note "$name: not reached, no time left"
     status=1
@@ -94,18 +101,33 @@ p = torch.cuda.get_device_properties(0)
 print(p.name, f"sm_{p.major}{p.minor}", p.multi_processor_count, "SMs, L2", p.L2_cache_size, "bytes")
 print("torch", torch.__version__, "cuda", torch.version.cuda, "triton", triton.__version__)
 ' || exit 1
-TESTS=90 TUNE=120
-((BUDGET < 400)) && TESTS=60 TUNE=60
-part compile 60 "$PYTHON" benchmarks/tune.py --compile --first 0
+TUNE=120
+((BUDGET < 400)) && TUNE=60
+# the agent's steps compile beside the kernels and the tests, and are timed when this script lets go of the lock
+exec 9>"$OUT/.lock" && flock 9
+if wanted agent; then
+  # shellcheck disable=SC2086  # AGENT is several words
+  "$PYTHON" benchmarks/agent_step.py --variants --lock "$OUT/.lock" --json "$OUT/agent.json" $AGENT \
+    >"$OUT/agent.txt" 2>&1 9>&- &
+fi
+if wanted tune; then # all candidates now, while nothing is timed
+  part compile 110 "$PYTHON" benchmarks/tune.py --compile
+else
+  part compile 60 "$PYTHON" benchmarks/tune.py --compile --first 0
+fi
 # with a kernel on the device: compile checks and what needs no GPU run elsewhere, and compiling is most of the time here
-part tests "$TESTS" "$PYTHON" -m pytest tests/kernels -q -p no:cacheprovider -o addopts="--import-mode=importlib -ra --strict-markers" -m "device and not proof" "${WORKERS[@]}"
+part tests "$TESTS" "$PYTHON" -m pytest tests/kernels -v --tb=short -p no:cacheprovider -p no:benchmark -o addopts="--import-mode=importlib -ra --strict-markers" -m "device and not proof" "${WORKERS[@]}"
+flock -u 9
+SHOW=60 part agent 150 bash -c 'tail --pid="$1" -f /dev/null; cat "$2"; test -s "$3"' - "${!:-0}" "$OUT/agent.txt" "$OUT/agent.json"
 SHOW=40 part ops 50 "${RUN[@]}" --parts ops --batch 1 32 --frame-rates 50 --seconds 2 --providers "${EAGER[@]}"
 SHOW=40 part kernels 30 "${RUN[@]}" --parts kernels
 part host 30 "$PYTHON" benchmarks/host.py --json "$OUT/host.json"
 SHOW=60 part tune "$TUNE" "$PYTHON" benchmarks/tune.py --seconds $((TUNE - 10)) --json "$OUT/tune.json"
+SHOW=20 part compose 40 "$PYTHON" benchmarks/compose.py --seconds 0.5 --json "$OUT/compose.json"
+SHOW=20 part train 110 "$PYTHON" benchmarks/agent_step.py --train --json "$OUT/train.json"
 whole part step 100 "${RUN[@]}" --parts step --step-batch 16 --steps 4 --rounds 1
 SHOW=30 whole tool ncu 60 ncu --profile-from-start off --clock-control none --target-processes all \
-  --metrics "$METRICS" --csv --log-file "$OUT/ncu.csv" "$PYTHON" benchmarks/probe.py
+  --metrics "$METRICS" --csv --log-file "$OUT/ncu.csv" "$PYTHON" benchmarks/probe.py --dtypes tf32 bfloat16
 whole tool memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
 whole tool racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" benchmarks/probe.py --small
 SHOW=40 whole part compiled 110 "${RUN[@]}" --parts ops --batch 32 --frame-rates 50 --seconds 2

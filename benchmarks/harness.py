@@ -180,6 +180,19 @@ def launches(call: Callable[[], object]) -> int | None:
     return len(events) or None
 
 
+def host_launches(call: Callable[[], object]) -> int | None:
+    """Kernels, copies, fills and graph replays that the host asks the driver for; None where the profiler sees none."""
+    from torch.profiler import ProfilerActivity, profile
+
+    asks = ("LaunchKernel", "GraphLaunch", "Memcpy", "Memset")
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        call()
+        torch.cuda.synchronize()
+    names = [event.name() for event in profiler.profiler.kineto_results.events()]
+    return sum(name.startswith("cu") and any(ask in name for ask in asks) for name in names) or None
+
+
 def peak_bytes(call: Callable[[], object], device: str) -> int:
     """The most memory that tensors made by the call take at any time, its inputs not counted.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from harness import set_tf32
 from providers import EPS, Case, make_inputs, make_output_gradient
 
 from adaptive_window.kernels import resample_windows, tonality_blend, windowed_tonality
@@ -36,11 +37,14 @@ def run(case: Case, inputs: tuple[torch.Tensor, ...], grad_out: torch.Tensor) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a few hard windows instead of the nominal batch of 32")
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="float32, bfloat16, float16, float64")
+    dtypes = "tf32, float32 (as three bfloat16 products), bfloat16, float16, float64"
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], help=dtypes)
     options = parser.parse_args()
-    for dtype in options.dtypes:
-        case = Case(2, 5, 48, 340, 304, dtype=dtype, device="cuda") if options.small else Case(
-            32, dtype=dtype, device="cuda"
+    for wanted in options.dtypes:
+        tf32, dtype = wanted == "tf32", "float32" if wanted == "tf32" else wanted
+        set_tf32(tf32)
+        case = Case(2, 5, 48, 340, 304, dtype=dtype, tf32=tf32, device="cuda") if options.small else Case(
+            32, dtype=dtype, tf32=tf32, device="cuda"
         )  # fmt: skip
         inputs, grad_out = make_inputs(case), make_output_gradient(case)
         if options.small:

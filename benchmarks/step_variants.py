@@ -2,16 +2,18 @@
 
     python benchmarks/agent_step.py --variants [--json F]
 
-One process for each variant, one after the other, with equal weights and inputs. A step is forward, the mean of
-outputs² plus the mean of the losses, and backward; no optimizer. First the compiled variants are compiled, in parallel,
-into TorchInductor's cache; then everything is measured alone. Nothing is timed unless original and ours agree at
-windows of whole frames, on the device itself, in exact float32.
+One process for each variant, and one for each precision and batch of the compiled one, with equal weights and inputs.
+A step is forward, the mean of outputs² plus the mean of the losses, and backward; no optimizer. First all compiled ones
+compile, in parallel, and wait; then everything is measured alone. Nothing is timed unless original and ours agree at
+windows of whole frames, on the device itself, in float64.
 
     ms         from the first launch to the device's end, median of the steps
     host ms    until the host is free again: what a loop that reads nothing waits for
-    launches   kernels, copies and graph replays that the host asks for (CUDA)
+    launches   kernels, copies and fills that the device runs (CUDA)
+    host launches   those that the host asks for: a graph's replay is one (CUDA)
     saved GiB  what autograd keeps for the backward pass, by its hooks (a compiled graph's too)
     peak GiB   the most that PyTorch allocated in a step (CUDA)
+    busy ms    the sum over all kernels, copies and fills of a step (CUDA); the dearest of them go into the JSON file
 """
 
 from __future__ import annotations
@@ -19,21 +21,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import launches, machine, set_tf32
+from harness import host_launches, launches, machine, set_tf32
 from torch import Tensor, nn
 
 VARIANTS = ("original", "eager", "compiled")
 PRECISIONS = ("float32", "tf32", "bf16")
+READY = "ready to measure"
 GIB = 2**30
 
 
@@ -72,10 +77,50 @@ def saved_bytes(step: Callable[[], None]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+def dearest(step: Callable[[], None], count: int = 40) -> tuple[float, list[tuple[str, int, float]]]:
+    """Milliseconds that a step keeps the device busy, and (name, launches, microseconds) of what takes the most."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        step()
+        torch.cuda.synchronize()
+    taken: dict[str, list[float]] = {}
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            taken.setdefault(event.name, []).append(event.time_range.elapsed_us())
+    rows = sorted(((name[:100], len(us), round(sum(us), 1)) for name, us in taken.items()), key=lambda row: -row[2])
+    return sum(sum(us) for us in taken.values()) / 1e3, rows[:count]
+
+
+def measured(step: Callable[[], None], options: argparse.Namespace, weights: int) -> dict[str, Any]:
+    """Figures of a step that is warm."""
+    cuda = options.device == "cuda"
+    wait = torch.cuda.synchronize if cuda else (lambda: None)
+    row: dict[str, Any] = {}
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    wall, host = [], []
+    for _ in range(options.steps):
+        wait()
+        began = time.perf_counter()
+        step()
+        host.append(time.perf_counter() - began)
+        wait()
+        wall.append(time.perf_counter() - began)
+    row["ms"], row["host_ms"] = (1e3 * statistics.median(times) for times in (wall, host))
+    if cuda:
+        row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+        row["launches"] = launches(step)
+        row["host_launches"] = host_launches(step)
+        row["busy_ms"], row["dearest"] = dearest(step)
+    row["saved_gib"] = (saved_bytes(step) - weights) / GIB
+    return row
+
+
 def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batch: Callable[..., Any]) -> list[Any]:
-    """All precisions and batches of one variant, in this process."""
+    """All precisions and batches of one variant, in this process; with `--wait`, after a line on standard input."""
     device, variant = options.device, options.variant
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     agent = build("original" if variant == "original" else "ours", options.window).to(device)
     weights = sum(p.nbytes for p in agent.parameters())
     rows = []
@@ -88,29 +133,21 @@ def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batc
             rows.append(row)
             try:
                 began = time.perf_counter()
-                for _ in range(1 if options.compile_only else 3):  # compiles, warms up, records a graph
+                for _ in range(3):  # compiles, warms up, records a graph
                     step(x, y)
-                wait()
+                if device == "cuda":
+                    torch.cuda.synchronize()
                 row["first_seconds"] = time.perf_counter() - began
-                if options.compile_only:
-                    continue
-                if device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                wall, host = [], []
-                for _ in range(options.steps):
-                    wait()
-                    began = time.perf_counter()
-                    step(x, y)
-                    host.append(time.perf_counter() - began)
-                    wait()
-                    wall.append(time.perf_counter() - began)
-                row["ms"], row["host_ms"] = (1e3 * statistics.median(times) for times in (wall, host))
-                if device == "cuda":
-                    row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
-                    row["launches"] = launches(functools.partial(step, x, y))
-                row["saved_gib"] = (saved_bytes(functools.partial(step, x, y)) - weights) / GIB
             except Exception as error:  # the other rows are worth having
-                row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+                row["failed"] = described(error)
+            if options.wait:
+                print(READY, flush=True)
+                sys.stdin.readline()
+            try:
+                if "failed" not in row:
+                    row |= measured(functools.partial(step, x, y), options, weights)
+            except Exception as error:
+                row["failed"] = described(error)
             finally:
                 agent.zero_grad(set_to_none=True)
                 with contextlib.suppress(RuntimeError):
@@ -118,38 +155,81 @@ def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batc
     return rows
 
 
-def _command(options: argparse.Namespace, variant: str, precisions: Sequence[str], *flags: str) -> list[str]:
+def described(error: Exception) -> str:
+    traceback.print_exception(error)  # on standard error
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
+def _command(options: argparse.Namespace, variant: str, precisions: Sequence[str], batches: Sequence[int]) -> list[str]:
     sizes = [f"--{name}={getattr(options, name)}" for name in ("frames", "window", "steps", "device")]
-    batches = ["--batches", *map(str, options.batches), "--precision", *precisions]
+    rows = ["--batches", *map(str, batches), "--precision", *precisions]
     script = str(Path(__file__).with_name("agent_step.py"))
-    return [sys.executable, script, "--variants", "--variant", variant, *sizes, *batches, *flags]
+    return [sys.executable, script, "--variants", "--variant", variant, *sizes, *rows]
+
+
+def compile_all(options: argparse.Namespace) -> list[subprocess.Popen[str]]:
+    """A process for each precision and batch, which has compiled its step and waits for a line to measure it.
+
+    On a CPU one after the other: each compiles with as many processes as there are cores.
+    """
+    began = time.perf_counter()
+    waiting = []
+    for precision, size in itertools.product(options.precision, options.batches):
+        command = [*_command(options, "compiled", [precision], [size]), "--wait"]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        waiting.append(child)
+        if options.device == "cpu":
+            _until_ready(child)
+    if options.device != "cpu":
+        for child in waiting:
+            _until_ready(child)
+    print(f"compiled in {time.perf_counter() - began:.0f} s, {len(waiting)} processes", flush=True)
+    return waiting
+
+
+def _until_ready(child: subprocess.Popen[str]) -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.strip() == READY:
+            return
+    raise SystemExit(f"a process that compiles a step ended with code {child.wait()}")
+
+
+@contextlib.contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """While whoever else holds this file's lock works, nothing is timed."""
+    if lock is None:
+        yield
+        return
+    import fcntl
+
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Compiles in parallel, then measures variant by variant."""
-    began = time.perf_counter()
-    if options.device == "cuda":
-        waiting = [
-            subprocess.Popen(_command(options, "compiled", [precision], "--compile-only"), stdout=subprocess.DEVNULL)
-            for precision in options.precision
-        ]
-        for process in waiting:
-            process.wait()
-        print(f"compiled in {time.perf_counter() - began:.0f} s, {len(waiting)} processes in parallel", flush=True)
     rows = []
-    for variant in VARIANTS:
-        done = subprocess.run(
-            _command(options, variant, options.precision), check=True, stdout=subprocess.PIPE, text=True
-        )
-        rows += json.loads(done.stdout.strip().splitlines()[-1])
+    waiting = compile_all(options)
+    with alone(options.lock):
+        for child in waiting:
+            said, _ = child.communicate("go\n")
+            if child.returncode:
+                raise SystemExit(f"a process that measures a compiled step ended with code {child.returncode}")
+            rows += json.loads(said.strip().splitlines()[-1])
+        for variant in VARIANTS[:2]:
+            command = _command(options, variant, options.precision, options.batches)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows += json.loads(done.stdout.strip().splitlines()[-1])
     return rows
 
 
-def report(rows: list[dict[str, Any]], options: argparse.Namespace, parity: float) -> None:
+def report(rows: list[dict[str, Any]], options: argparse.Namespace, parity: dict[str, float]) -> None:
     print(f"torch {torch.__version__}, {machine(options.device)['device']}, 3 pairs, {options.frames} -> "
-          f"{options.window} frames, training mode; parity in eval mode {parity:.1e} (relative)")  # fmt: skip
-    columns = ("ms", "host_ms", "launches", "saved_gib", "peak_gib")
-    titles = "".join(f"{column.replace('_', ' '):>11}" for column in columns)
+          f"{options.window} frames, training mode; parity: {parity}")  # fmt: skip
+    columns = ("ms", "host_ms", "busy_ms", "launches", "host_launches", "saved_gib", "peak_gib")
+    titles = "".join(f"{column.replace('_', ' '):>14}" for column in columns)
     print(f"{'precision':10}{'B':>4}  {'variant':10}{titles}   ms / original's")
     by_key = {(row["precision"], row["batch"], row["variant"]): row for row in rows}
     for precision in options.precision:
@@ -162,17 +242,15 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace, parity: floa
                     continue
                 cells = [f"{row[c]:.2f}" if isinstance(row.get(c), float) else str(row.get(c, "-")) for c in columns]
                 ratio = f"{row['ms'] / original['ms']:.2f}" if "ms" in original else "-"
-                print(f"{precision:10}{size:>4}  {variant:10}" + "".join(f"{c:>11}" for c in cells) + f"   {ratio}")
+                print(f"{precision:10}{size:>4}  {variant:10}" + "".join(f"{c:>14}" for c in cells) + f"   {ratio}")
 
 
-def main(options: argparse.Namespace, build: Any, batch: Any, check_parity: Callable[..., float]) -> None:
+def main(options: argparse.Namespace, build: Any, batch: Any, check_parity: Callable[[], dict[str, float]]) -> None:
     if options.variant:
         print(json.dumps(run_child(options, build, batch)))
         return
     set_tf32(False)
-    parity = check_parity(1, options.frames, options.window, options.device)
-    if not parity < 1e-4:
-        raise SystemExit(f"the variants disagree by {parity:.1e}: nothing timed")
+    parity = check_parity()
     rows = measure(options)
     report(rows, options, parity)
     if options.json:
