@@ -39,7 +39,7 @@ from adaptive_window.kernels import resample_windows
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..audio.synthesis import write_demo_set
-from ..config import AblateConfig, TrainConfig, check, command_line, reads, to_plain, to_yaml
+from ..config import AblateConfig, ObjectiveOptions, TrainConfig, check, command_line, reads, to_plain, to_yaml
 from ..console import note
 from ..device import choose_device
 from ..errors import UsageError
@@ -102,7 +102,9 @@ def check_same(config: AblateConfig) -> None:
     path = config.out / CONFIG
     if config.force or not path.exists():
         return
-    theirs, ours = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(to_yaml(config))
+    ours = yaml.safe_load(to_yaml(config))
+    unsaid = {field.name: field.default for field in dataclasses.fields(ObjectiveOptions)}  # once it could not be told
+    theirs = unsaid | yaml.safe_load(path.read_text(encoding="utf-8"))
     changed = [
         f"its {key} is {theirs[key]}, here {ours[key]}"
         for key in sorted(theirs.keys() & ours.keys() - ELSEWHERE)
@@ -171,6 +173,7 @@ def run_variant(
         num_pairs=config.num_pairs if parts >= 1 else 1,
         max_ratio=config.max_ratio if parts >= 2 else 1.0,
         max_strength=1.0 if parts >= 3 else 0.0,
+        ratio_diversity_weight=config.ratio_diversity_weight if parts >= 2 else 0.0,  # there is one ratio alone
     )
     changed = dataclasses.replace(changed, resume=holds_run(out))  # where an ablation that is resumed was interrupted
     prepare_folder(out, resume=changed.resume)

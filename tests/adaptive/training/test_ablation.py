@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import typing
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import yaml
 from clips import Clips, ConvolutionCodec, small_config, smooth_latents
 
 from adaptive_window import cli
+from adaptive_window import config as config_module
 from adaptive_window.audio.synthesis import write_demo_set
-from adaptive_window.config import AblateConfig, UsageError
+from adaptive_window.config import AblateConfig, UsageError, options
 from adaptive_window.training import ablation
 from adaptive_window.training.loop import Trainer
+from adaptive_window.training.objective import Objective
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_runs_share_their_data_and_differ_by_seed(tmp_path, monkeypatch):
-    config = AblateConfig(out=tmp_path, seed=7, max_ratio=1.4)
+    config = AblateConfig(out=tmp_path, seed=7, max_ratio=1.4, ratio_diversity_weight=1.0)
     base = ablation.base_config(config)
     assert base.seed == 7
     assert base.data == tmp_path / "songs"
@@ -122,6 +125,52 @@ def test_runs_share_their_data_and_differ_by_seed(tmp_path, monkeypatch):
         assert changed.data == base.data
         parts = (changed.num_pairs > 1, changed.max_ratio > 1.0, changed.max_strength > 0.0)
         assert parts == tuple(ablation.VARIANTS.index(variant) >= k for k in (1, 2, 3))
+        diverse = "ratio_diversity" in {term.name for term, _ in Objective(ConvolutionCodec(), changed).terms}
+        assert diverse == (ablation.VARIANTS.index(variant) >= 2)  # and no variant refuses what the whole agent takes
+
+
+def test_by_default_skill_is_what_is_trained(tmp_path):
+    """The original's objective: patterns are the target's windows, and new; nothing acts on the transform besides."""
+    objective = Objective(ConvolutionCodec(), ablation.base_config(AblateConfig(out=tmp_path)))
+    assert {term.name: weight for term, weight in objective.terms} == {"spectral": 1.0, "novelty": 0.1}
+    assert (objective.like, objective.regrooves) == ("target", False)
+
+
+@pytest.mark.parametrize("group", [options.AgentOptions, options.ObjectiveOptions])
+def test_the_objective_and_the_agent_are_what_flags_say(tmp_path, monkeypatch, group):
+    """Every flag that `train` has of them reaches the runs, at a value that is no default."""
+    ours = {field.name: field for field in dataclasses.fields(AblateConfig)}
+    told = {}
+    for field in dataclasses.fields(group):
+        choices = typing.get_args(typing.get_type_hints(group)[field.name])
+        values = [v for v in choices if isinstance(v, str) and v != ours[field.name].default] or [0.25, 0.125]
+        told[field.name] = next((value for value in values if value != field.default), values[0])
+    flags = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    parsed = vars(cli.build_parser().parse_args(["ablate", "--out", str(tmp_path), *flags]).ablate)
+    config = AblateConfig(**{name: value for name, value in parsed.items() if name != "config"})
+
+    seen = []
+    monkeypatch.setattr(ablation, "Trainer", lambda changed, *_, **__: seen.append(changed) or 1 / 0)
+    for variant in ablation.VARIANTS:
+        with pytest.raises(ZeroDivisionError):
+            ablation.run_variant(config, ablation.base_config(config), variant, 0, None, None, None)
+    for changed in seen[2:]:
+        assert {name: getattr(changed, name) for name in told} == told
+
+
+def test_an_ablation_begun_before_its_objective_could_be_told_is_not_mixed_with_another(tmp_path):
+    """It was trained by `train`'s."""
+    config = AblateConfig(out=tmp_path, resume=True)
+    saved = yaml.safe_load(config_module.to_yaml(config))
+    for field in dataclasses.fields(options.ObjectiveOptions):
+        if field.name not in ("spectral", "novelty_weight"):  # these it could
+            del saved[field.name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(
+        UsageError, match=r"its conflict_weight is None, here 0\.0; its harmony_from is target, here none"
+    ):
+        ablation.check_same(config)
+    ablation.check_same(dataclasses.replace(config, rhythm_from="input", harmony_from="target", conflict_weight=None))
 
 
 def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, monkeypatch):
