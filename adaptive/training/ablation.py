@@ -250,7 +250,8 @@ def as_table(scores: list[Score]) -> str:
             gain = skill - before
             added = f"{gain.mean():+.4f} ± {spread(gain):.4f}"
             if abs(before.mean()) > spread(before):  # a share of what may as well be 0 says nothing
-                added += f" ({100 * gain.mean() / abs(before.mean()):+.1f} %)"
+                share = 100 * gain / abs(before.mean())
+                added += f" ({share.mean():+.1f} ± {spread(share):.1f} %)"
             helped = f"{int((gain > 0).sum())} of {len(gain)}"
         distance, constant, seconds = (
             np.mean([getattr(row, name) for row in rows]) for name in ("distance", "constant", "seconds_per_step")

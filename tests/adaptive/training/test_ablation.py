@@ -57,8 +57,8 @@ def test_table_compares_each_variant_with_the_one_before():
     ]
     lines = ablation.as_table(scores).splitlines()
     assert lines[2].startswith("| single window | 0.2500 ± 0.0707 |  |  | 0.7500 | 1.0000 | 0.50 |")
-    assert "| +0.0000 ± 0.1414 (+0.0 %) | 1 of 2 |" in lines[3]
-    assert "| -0.2000 ± 0.0000 (-66.7 %) | 0 of 2 |" in lines[5]
+    assert "| +0.0000 ± 0.1414 (+0.0 ± 56.6 %) | 1 of 2 |" in lines[3]
+    assert "| -0.2000 ± 0.0000 (-66.7 ± 0.0 %) | 0 of 2 |" in lines[5]
 
 
 def test_no_share_of_what_may_as_well_be_nothing():
@@ -69,7 +69,7 @@ def test_no_share_of_what_may_as_well_be_nothing():
     ]
     lines = ablation.as_table(scores).splitlines()
     assert "| +0.0350 ± 0.0071 | 2 of 2 |" in lines[3]
-    assert "| +0.0000 ± 0.0000 (+0.0 %) | 0 of 2 |" in lines[4]
+    assert "| +0.0000 ± 0.0000 (+0.0 ± 0.0 %) | 0 of 2 |" in lines[4]
 
 
 def test_command(tmp_path, capsys):
