@@ -104,7 +104,9 @@ class StepOptions:
 
     workers: WorkerCount = flag(0, "data loader processes")
     num_pairs: PairCount = flag(3, "pairs of windows")
+    clips_per_song: ClipCount = flag(8, "random clips of every song an epoch")
     learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
+    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
 
 
 @dataclass(kw_only=True)
@@ -124,6 +126,7 @@ class AgentOptions:
     restore: Literal["none", "frame"] = flag(
         "none", "what the transform gives back: none, as the original, or each frame's loudness (mean and spread)"
     )
+    dropout: DropoutRate = flag(0.1, "dropout in the agent")
     selector_rate: PositiveFloat = flag(1.0, "the selector's learning rate, as a share of --learning-rate")
 
 
@@ -206,12 +209,8 @@ class TrainConfig(
     )
     max_strength: ClosedUnitInterval = flag(1.0, "strongest transform of the tonality; 0 switches it off")
 
-    dropout: DropoutRate = flag(0.1, "dropout in the agent")
-
-    clips_per_song: ClipCount = flag(8, "random clips of every song an epoch")
     weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
     schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
-    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
     clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
     precision: Literal["auto", "float32", "bf16", "float64"] = flag(
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
@@ -320,13 +319,17 @@ class AblateConfig(
     songs: SongCount = flag(8, "synthesized training pairs, where --data is not given")
     held_out_songs: SongCount = flag(4, "synthesized held-out pairs, where --data is not given")
     seeds: RunCount = flag(3, "runs of every variant; --seed is the first one's, the music's and the held-out clips'")
-    agent: Literal["small", "full"] = flag(
-        "small", "composer: 16 channels a component, 2 layers of width 64; or the whole, 64 and 4 of width 512"
+    agent: Literal["reduced", "small", "full"] = flag(
+        "reduced",
+        "composer: 32 channels a component and 2 layers of width 128, as the package's weights; 16 and 2 of 64; or the "
+        "whole, 64 and 4 of 512",
     )
     clip_seconds: Duration = inherited(ClipOptions, "clip_seconds", 6.0)
     window_seconds: Duration = inherited(ClipOptions, "window_seconds", 4.0)
     max_steps: PositiveInt = inherited(RunOptions, "max_steps", 200)
     learning_rate: PositiveFloat = inherited(StepOptions, "learning_rate", 2e-3)
+    warmup_steps: NonNegativeInt = inherited(StepOptions, "warmup_steps", 50)
+    clips_per_song: ClipCount = inherited(StepOptions, "clips_per_song", 32)
     # skill is how near patterns come to the target's windows: by default that is what is trained, as in the original
     spectral: Literal["decoded", "latent"] = inherited(ObjectiveOptions, "spectral", "latent")
     rhythm_from: Song = inherited(ObjectiveOptions, "rhythm_from", "none")

@@ -39,7 +39,7 @@ from adaptive_window.kernels import resample_windows
 from ..audio.codec import Codec
 from ..audio.dataset import ClipDataset
 from ..audio.synthesis import write_demo_set
-from ..config import AblateConfig, ObjectiveOptions, TrainConfig, check, command_line, reads, to_plain, to_yaml
+from ..config import AblateConfig, TrainConfig, check, command_line, reads, to_plain, to_yaml
 from ..console import note
 from ..device import choose_device
 from ..errors import UsageError
@@ -54,6 +54,8 @@ from .run import check_options, prepare_data
 
 VARIANTS = ("single window", "+ multiple windows", "+ compression", "+ tonality")
 SMALL: dict[str, Any] = {"component_dim": 16, "composer_heads": 4, "composer_layers": 2, "composer_dim": 64}
+REDUCED: dict[str, Any] = {**SMALL, "component_dim": 32, "composer_dim": 128}
+SIZES: dict[str, dict[str, Any]] = {"reduced": REDUCED, "small": SMALL, "full": {}}
 FILES = (CONFIG, "ablation.csv", "ablation.md", "ablation.png")
 ELSEWHERE = {"data", "out", "cache", "weights", "device", "workers", "seeds"}  # a resumed ablation may differ in these
 HELD_OUT_CLIPS = 4  # of every held-out song
@@ -103,7 +105,7 @@ def check_same(config: AblateConfig) -> None:
     if config.force or not path.exists():
         return
     ours = yaml.safe_load(to_yaml(config))
-    unsaid = {field.name: field.default for field in dataclasses.fields(ObjectiveOptions)}  # once it could not be told
+    unsaid = {field.name: field.default for field in dataclasses.fields(TrainConfig)}  # before it could be told
     theirs = unsaid | yaml.safe_load(path.read_text(encoding="utf-8"))
     changed = [
         f"its {key} is {theirs[key]}, here {ours[key]}"
@@ -179,7 +181,7 @@ def run_variant(
     prepare_folder(out, resume=changed.resume)
     if not changed.resume:
         outputs.remove(out / "metrics.jsonl")  # of one that was interrupted before its first checkpoint
-    trainer = Trainer(changed, codec, train_set, held_out, **(SMALL if config.agent == "small" else {}))
+    trainer = Trainer(changed, codec, train_set, held_out, **SIZES[config.agent])
     resumed = trainer.logged_until() if changed.resume else None
     log = RunLog(out, to_plain(changed), tensorboard=False, mlflow=False, resumed=resumed)
     try:

@@ -15,6 +15,8 @@ from adaptive_window import config as config_module
 from adaptive_window.audio.synthesis import write_demo_set
 from adaptive_window.config import AblateConfig, UsageError, options
 from adaptive_window.training import ablation
+from adaptive_window.training.checkpoint import load_checkpoint
+from adaptive_window.training.initial import DEFAULT_WEIGHTS
 from adaptive_window.training.loop import Trainer
 from adaptive_window.training.objective import Objective
 
@@ -158,13 +160,21 @@ def test_the_objective_and_the_agent_are_what_flags_say(tmp_path, monkeypatch, g
         assert {name: getattr(changed, name) for name in told} == told
 
 
+def test_the_reduced_agent_has_the_sizes_of_the_packages_weights():
+    of_weights = load_checkpoint(DEFAULT_WEIGHTS).info["agent"]
+    assert {name: of_weights[name] for name in ablation.REDUCED} == ablation.REDUCED
+    sizes = typing.get_args(typing.get_type_hints(AblateConfig)["agent"])
+    assert set(sizes) == set(ablation.SIZES)
+
+
 def test_an_ablation_begun_before_its_objective_could_be_told_is_not_mixed_with_another(tmp_path):
     """It was trained by `train`'s."""
     config = AblateConfig(out=tmp_path, resume=True)
     saved = yaml.safe_load(config_module.to_yaml(config))
-    for field in dataclasses.fields(options.ObjectiveOptions):
-        if field.name not in ("spectral", "novelty_weight"):  # these it could
-            del saved[field.name]
+    for group in (options.ObjectiveOptions, options.AgentOptions):
+        for field in dataclasses.fields(group):
+            if field.name not in ("spectral", "novelty_weight"):  # these it could
+                del saved[field.name]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
     with pytest.raises(
         UsageError, match=r"its conflict_weight is None, here 0\.0; its harmony_from is target, here none"
