@@ -316,8 +316,8 @@ class AblateConfig(
 
     out: Path = flag(text="folder for the table (CSV, Markdown), the plot and the runs' logs")
     data: Path | None = flag(None, "folder of songs, as for train (default: synthesized music)", reads=True)
-    songs: SongCount = flag(8, "synthesized training pairs, where --data is not given")
-    held_out_songs: SongCount = flag(4, "synthesized held-out pairs, where --data is not given")
+    songs: SongCount = flag(48, "synthesized training pairs, where --data is not given")
+    held_out_songs: SongCount = flag(8, "synthesized held-out pairs, where --data is not given")
     seeds: RunCount = flag(3, "runs of every variant; --seed is the first one's, the music's and the held-out clips'")
     agent: Literal["reduced", "small", "full"] = flag(
         "reduced",
@@ -326,10 +326,11 @@ class AblateConfig(
     )
     clip_seconds: Duration = inherited(ClipOptions, "clip_seconds", 6.0)
     window_seconds: Duration = inherited(ClipOptions, "window_seconds", 4.0)
-    max_steps: PositiveInt = inherited(RunOptions, "max_steps", 200)
+    max_steps: PositiveInt = inherited(RunOptions, "max_steps", 400)
+    batch_size: PositiveInt = inherited(RunOptions, "batch_size", 2)
     learning_rate: PositiveFloat = inherited(StepOptions, "learning_rate", 2e-3)
     warmup_steps: NonNegativeInt = inherited(StepOptions, "warmup_steps", 50)
-    clips_per_song: ClipCount = inherited(StepOptions, "clips_per_song", 32)
+    dropout: DropoutRate = inherited(AgentOptions, "dropout", 0.0)
     # skill is how near patterns come to the target's windows: by default that is what is trained, as in the original
     spectral: Literal["decoded", "latent"] = inherited(ObjectiveOptions, "spectral", "latent")
     rhythm_from: Song = inherited(ObjectiveOptions, "rhythm_from", "none")
