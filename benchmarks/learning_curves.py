@@ -217,8 +217,8 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path, full_agent: dict[s
     if full_agent is not None:
         panel = axes.flat[SHOWN.index("skill")]
         steps, skill = zip(*((row["step"], row["skill"]) for row in full_agent["curve"]), strict=True)
-        panel.plot(steps, skill, "k--", lw=1.3, label=f"full agent, original's objective, {full_agent['device']}")
-        panel.legend(fontsize=7)
+        panel.plot(steps, skill, "k--", lw=1.3, label=f"full agent, original's objective,\n{full_agent['device']}")
+        panel.legend(fontsize=7, loc="lower right")
     recipe = "default" if "default" in curves else list(curves)[-1]
     rows = curves[recipe]
     for panel, name in zip(axes[2], ("start_input", "start_target", "ratio_input"), strict=True):
