@@ -187,3 +187,31 @@ def test_it_compiles_whole_to_the_flash_operators(monkeypatch: pytest.MonkeyPatc
     forward, backward = called
     assert "aten._scaled_dot_product_flash_attention.default" in forward
     assert "aten._scaled_dot_product_flash_attention_backward.default" in backward
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="runs PyTorch's flash kernels")
+@pytest.mark.parametrize("size", [1.0, 1e-9])
+def test_on_a_device_as_exact_as_tf32_products(size: float) -> None:
+    """As `test_as_exact_as_tf32`, with the kernels themselves and products that the device makes in TF32."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(4, 8, 800, 64, generator=generator).cuda().requires_grad_() for _ in range(3)]
+    grad = size * torch.randn(4, 8, 800, 64, generator=generator).cuda()
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        results = {}
+        for name, some in (("true", wide), ("theirs", tensors)):
+            weights = (some[0] @ some[1].transpose(-2, -1) * SCALE).softmax(-1)
+            out = weights @ some[2]
+            results[name] = [out.detach(), *torch.autograd.grad(out, some, grad.to(out.dtype))]
+        assert attention_tf32.takes(tensors[0])
+        results["ours"] = run(tensors, grad)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    for name, ours, other, exact in zip(
+        ("out", "dq", "dk", "dv"), results["ours"], results["theirs"], results["true"], strict=True
+    ):
+        mistake, allowed, whole = (ours - exact).norm(), 2 * (other - exact).norm(), exact.norm()
+        print(f"{name}: error {float(mistake / whole):.1e}, of TF32 products {float(allowed / whole) / 2:.1e}")
+        assert 0 < mistake <= allowed, name
