@@ -37,6 +37,11 @@ def _product() -> list[Configuration]:
     return [_c(warps, per, BLOCK_T=t, TURN=turn, STAGES=stages) for t, warps, per, stages, turn in shapes]
 
 
+def _joint() -> list[Configuration]:
+    shapes = ((64, 3, True), (64, 3, False), (64, 2, True), (32, 3, True), (32, 3, False), (32, 4, False))
+    return [_c(8, BLOCK_T=t, STAGES=stages, WEIGHT_FIRST=first) for t, stages, first in shapes]
+
+
 def _tiles(first: str, shapes: tuple[tuple[int, int, int], ...]) -> list[Configuration]:
     return [_c(warps, **{first: size, "BLOCK_C": channels}) for size, channels, warps in shapes]
 
@@ -44,6 +49,7 @@ def _tiles(first: str, shapes: tuple[tuple[int, int, int], ...]) -> list[Configu
 CANDIDATES: dict[str, list[Configuration]] = {
     "windowed_tonality_forward": _forward(),
     "recompute_windows": _tiles("BLOCK_T", ((128, 8, 4), (128, 8, 2), (128, 16, 4), (128, 16, 2), (128, 32, 4))),
+    "joint_backward": _joint(),
     "norm_backward": _norm(),
     "product_backward": _product(),
     "window_backward": [
