@@ -74,8 +74,9 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "prepare_weights": (Row(_c(8, BLOCK=16)),),
     "recompute_windows": (
         Row(_c(2, BLOCK_T=64, BLOCK_C=64), arch=0),
-        Row(_c(4, BLOCK_T=128, BLOCK_C=16), arch=90, precision="bf16x3"),  # measured: 29.6 us, 31.4 with 2 warps
-        Row(_c(2, BLOCK_T=128, BLOCK_C=16)),  # measured: 28.9 us for 31.9 with 4 warps, in bfloat16 22.5 for 23.6
+        Row(_c(2, BLOCK_T=128, BLOCK_C=16), arch=90, precision="bf16"),  # measured: 22.5 us, 23.6 with 4 warps
+        Row(_c(4, BLOCK_T=128, BLOCK_C=16), arch=90),  # measured: z in two parts 29.6 us, 31.4 with 2 warps
+        Row(_c(2, BLOCK_T=128, BLOCK_C=16)),
     ),
     "norm_blend": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
     "resample_forward": (
@@ -145,7 +146,7 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "finish_places": (Row(_c(4, BLOCK=256)),),
     "finish_gradients": (  # BLOCK_R rows of 128 channels; of more, fewer
         Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=2), arch=0),  # so few that sums take several passes
-        Row(_c(8, BLOCK=256, BLOCK_C=1, BLOCK_R=64)),
+        Row(_c(4, BLOCK=256, BLOCK_C=1, BLOCK_R=32)),
     ),
     "window_backward": (  # COLUMNS is the number of warps
         Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),
