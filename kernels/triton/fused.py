@@ -18,7 +18,7 @@ from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
 from .moments import tile_moments
 from .operands import multiply, split
-from .source import place_frames, read_frames
+from .source import place_joined, read_at
 
 
 @triton.jit
@@ -36,6 +36,7 @@ def windowed_tonality_forward(
     out_ptr,  # [B, P, C, W]
     T,
     tiles,  # of all windows
+    pairs,
     stride_b,  # of source; the strides in capitals are compiled in: as run-time values they cost spills
     stride_p,
     P: tl.constexpr,
@@ -50,13 +51,13 @@ def windowed_tonality_forward(
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     HALO: tl.constexpr,
+    JOINED: tl.constexpr,
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
     HOIST: tl.constexpr,
 ):
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     BLOCK_C: tl.constexpr = PADDED // 4
-    TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
     j = tl.arange(0, BLOCK_T)
     c = tl.arange(0, BLOCK_C)
     out_c = tl.arange(0, PADDED)
@@ -69,16 +70,21 @@ def windowed_tonality_forward(
             lo = tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C) if PRECISION == "bf16x3" else hi
             weights = weights + ((hi, lo),)
     for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
-        pair = tile_id // TILES_PER_WINDOW
-        t0 = (tile_id - pair * TILES_PER_WINDOW) * OWN - HALO
-        t = t0 + j
+        first = tile_id.to(tl.int64) * OWN  # frame that is its own, of all, JOINED of them a window
+        pair = (first // JOINED).to(tl.int32)
+        t0 = (first - pair.to(tl.int64) * JOINED).to(tl.int32) - HALO
+        following = tl.minimum(pair + 1, pairs - 1)
+        second = t0 + j >= JOINED
+        t = t0 + j - tl.where(second, JOINED, 0)
         inside = (t >= 0) & (t < W)
-        strength = tl.load(strength_ptr + pair).to(COMPUTE)
-        tile_ptr, i, w0, w1 = place_frames(
+        strength = tl.where(second, tl.load(strength_ptr + following), tl.load(strength_ptr + pair)).to(COMPUTE)
+        frame_ptr, w0, w1 = place_joined(
             source_ptr,
             start_ptr,
             ratio_ptr,
             pair,
+            following,
+            second,
             t0,
             t,
             T,
@@ -88,13 +94,12 @@ def windowed_tonality_forward(
             W,
             STRIDE_T,
             RESAMPLE,
-            BLOCK_T,
             COMPUTE,
         )
         u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
-            y = read_frames(tile_ptr, c + n * BLOCK_C, i, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+            y = read_at(frame_ptr, c + n * BLOCK_C, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
             z = depthwise(y, c + n * BLOCK_C, j, depthwise_ptr, K, PADDED, BLOCK_C)
             z_hi, z_lo = split(z, PRECISION)
             if HOIST:
@@ -114,18 +119,21 @@ def windowed_tonality_forward(
         u0, u2 = tl.split(even)
         u1, u3 = tl.split(odd)
         us = (u0, u1, u2, u3)
-        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W)
+        rows = tl.broadcast_to(j[:, None], (BLOCK_T, BLOCK_C))
+        scales = tl.gather(tl.broadcast_to(scale[:, None], (BLOCK_T, BLOCK_C)), rows, 0)
+        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | (t0 + j < JOINED))
         out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
+        out_t = t0 + j + tl.where(second, C * W - JOINED, 0)
         for n in tl.static_range(4):
             cn = c + n * BLOCK_C
             gamma = tl.load(norm_weight_ptr + cn)[None, :]
             beta = tl.load(norm_bias_ptr + cn)[None, :]
-            kept = (1 - strength) * ys[n]
+            out = (1 - strength)[:, None] * ys[n]
             if RESTORE:
-                kept += level[:, None]
-            out = kept + (us[n] * scale[:, None]) * gamma + strength * beta
+                out += level[:, None]
+            out += (us[n] * scales) * gamma + strength[:, None] * beta
             mask = own[:, None] & (cn < C)[None, :] if C != PADDED else own[:, None]
-            out_offsets = channel_offsets(cn, C, PADDED, W)[None, :] + t[:, None]
+            out_offsets = channel_offsets(cn, C, PADDED, W)[None, :] + out_t[:, None]
             tl.store(out_tile_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -140,7 +148,9 @@ def windowed_tonality(call: Call, out: Tensor) -> None:
     batch, pairs, channels, window = call.shape
     config = call.configuration("windowed_tonality_forward")
     own = config.constants["BLOCK_T"] - 2 * call.halo
-    tiles = batch * pairs * triton.cdiv(window, own)
+    # The gap between windows, of at least K // 2 frames, is the padding of both; a tile meets no third window.
+    joined = max(4 * triton.cdiv(window + call.taps // 2, 4), config.constants["BLOCK_T"])
+    tiles = triton.cdiv(batch * pairs * joined, own)
     arguments = {
         **call.source.arguments(pairs),
         "strength_ptr": call.strength,
@@ -152,6 +162,8 @@ def windowed_tonality(call: Call, out: Tensor) -> None:
         "norm_bias_ptr": call.prepared.norm_bias,
         "out_ptr": out,
         "tiles": tiles,
+        "pairs": batch * pairs,
+        "JOINED": joined,
         "EPS": call.eps,
         "RESTORE": call.restore,
         "K": call.taps,
