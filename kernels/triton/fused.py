@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .call import Call
-from .depthwise import depthwise
+from .depthwise import depthwise_folded
 from .interpolation import channel_offsets
 from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
@@ -99,8 +99,8 @@ def windowed_tonality_forward(
         u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
-            y = read_at(frame_ptr, c + n * BLOCK_C, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
-            z = depthwise(y, c + n * BLOCK_C, j, depthwise_ptr, K, PADDED, BLOCK_C)
+            y = read_at(frame_ptr, c.to(tl.int64) + n * BLOCK_C, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+            z = depthwise_folded(y, c + n * BLOCK_C, depthwise_ptr, K, PADDED)
             z_hi, z_lo = split(z, PRECISION)
             if HOIST:
                 hi, lo = weights[n]
