@@ -110,7 +110,8 @@ def windowed_tonality_forward(
             u = multiply(z_hi, z_lo, hi, lo, u, PRECISION)
             ys = ys + (y,)
 
-        scale = strength * tl.rsqrt(tl.sum(u * u, 1) / C + EPS)  # [BLOCK_T]
+        u *= tl.rsqrt(tl.sum(u * u, 1) / C + EPS)[:, None]
+        scale = strength
         if RESTORE:
             mean, spread = tile_moments(ys, c, C, PADDED, BLOCK_C, EPS)
             scale *= spread
