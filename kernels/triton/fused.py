@@ -62,7 +62,6 @@ def windowed_tonality_forward(
     c = tl.arange(0, BLOCK_C)
     out_c = tl.arange(0, PADDED)
     weight_offsets = out_c[None, :] * PADDED + c[:, None]  # [BLOCK_C in, PADDED out]
-    bias = tl.load(pointwise_bias_ptr + out_c)
     weights = ()
     if HOIST:
         for n in tl.static_range(4):
@@ -96,7 +95,7 @@ def windowed_tonality_forward(
             RESAMPLE,
             COMPUTE,
         )
-        u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
+        u = tl.broadcast_to(tl.load(pointwise_bias_ptr + out_c)[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
             y = read_at(frame_ptr, c.to(tl.int64) + n * BLOCK_C, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
