@@ -4,7 +4,11 @@ Reads the clip, writes the output, and nothing between touches memory. Up to 128
 walked in four chunks, so that a tile's registers hold one chunk of the convolution beside the product's accumulator.
 
 One program walks tiles n, n + programs, ... of all windows: the pointwise weight then stays in shared memory. A tile is
-BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution.
+BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution. Windows stand in one row,
+JOINED − W ≥ K // 2 frames of padding after each, and a tile may hold the end of one and the beginning of the next: were
+each window a whole number of tiles, B = 32, P = 3 and W = 800 would give 672, six rounds of 132 programs. It gives 644.
+
+The next tile's first channels are read while this one is finished: before channels AHEAD·BLOCK_C are stored; 4: after.
 """
 
 import triton
@@ -18,7 +22,17 @@ from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
 from .moments import tile_moments
 from .operands import multiply, split
-from .source import place_joined, read_at
+from .source import interpolated, place_joined, read_at
+
+
+@triton.jit
+def tile_frames(tile_id, j, OWN: tl.constexpr, HALO: tl.constexpr, JOINED: tl.constexpr):
+    """(pair, t0, t, second): a tile's frames are those of window `pair` from t0 on, or of the next one where second."""
+    first = tile_id.to(tl.int64) * OWN
+    pair = (first // JOINED).to(tl.int32)
+    t0 = (first - pair.to(tl.int64) * JOINED).to(tl.int32) - HALO
+    second = t0 + j >= JOINED
+    return pair, t0, t0 + j - tl.where(second, JOINED, 0), second
 
 
 @triton.jit
@@ -36,7 +50,7 @@ def windowed_tonality_forward(
     out_ptr,  # [B, P, C, W]
     T,
     tiles,  # of all windows
-    pairs,
+    pairs,  # B·P
     stride_b,  # of source; the strides in capitals are compiled in: as run-time values they cost spills
     stride_p,
     P: tl.constexpr,
@@ -55,6 +69,7 @@ def windowed_tonality_forward(
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
     HOIST: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     BLOCK_C: tl.constexpr = PADDED // 4
@@ -68,37 +83,31 @@ def windowed_tonality_forward(
             hi = tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C)
             lo = tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C) if PRECISION == "bf16x3" else hi
             weights = weights + ((hi, lo),)
-    for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
-        first = tile_id.to(tl.int64) * OWN  # frame that is its own, of all, JOINED of them a window
-        pair = (first // JOINED).to(tl.int32)
-        t0 = (first - pair.to(tl.int64) * JOINED).to(tl.int32) - HALO
-        following = tl.minimum(pair + 1, pairs - 1)
-        second = t0 + j >= JOINED
-        t = t0 + j - tl.where(second, JOINED, 0)
-        inside = (t >= 0) & (t < W)
-        strength = tl.where(second, tl.load(strength_ptr + following), tl.load(strength_ptr + pair)).to(COMPUTE)
+    wide_c = c.to(tl.int64)  # in 64 bits, constants in an offset become part of the load
+    if AHEAD < 4:
+        pair, t0, t, second = tile_frames(tl.program_id(0), j, OWN, HALO, JOINED)
         frame_ptr, w0, w1 = place_joined(
-            source_ptr,
-            start_ptr,
-            ratio_ptr,
-            pair,
-            following,
-            second,
-            t0,
-            t,
-            T,
-            stride_b,
-            stride_p,
-            P,
-            W,
-            STRIDE_T,
-            RESAMPLE,
-            COMPUTE,
-        )
+            source_ptr, start_ptr, ratio_ptr, pair, pairs, second, t0, t, T, stride_b, stride_p,
+            P, W, STRIDE_T, RESAMPLE, COMPUTE,
+        )  # fmt: skip
+        read = read_at(frame_ptr, wide_c, (t >= 0) & (t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+    for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
+        pair, t0, t, second = tile_frames(tile_id, j, OWN, HALO, JOINED)
+        inside = (t >= 0) & (t < W)
+        next_strength = tl.load(strength_ptr + tl.minimum(pair + 1, pairs - 1))
+        strength = tl.where(second, next_strength, tl.load(strength_ptr + pair)).to(COMPUTE)
+        if AHEAD == 4:
+            frame_ptr, w0, w1 = place_joined(
+                source_ptr, start_ptr, ratio_ptr, pair, pairs, second, t0, t, T, stride_b, stride_p,
+                P, W, STRIDE_T, RESAMPLE, COMPUTE,
+            )  # fmt: skip
+            read = read_at(frame_ptr, wide_c, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
         u = tl.broadcast_to(tl.load(pointwise_bias_ptr + out_c)[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
-            y = read_at(frame_ptr, c.to(tl.int64) + n * BLOCK_C, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+            if n > 0:
+                read = read_at(frame_ptr, wide_c + n * BLOCK_C, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+            y = interpolated(read, w0, w1, RESAMPLE)
             z = depthwise_folded(y, c + n * BLOCK_C, depthwise_ptr, K, PADDED)
             z_hi, z_lo = split(z, PRECISION)
             if HOIST:
@@ -119,12 +128,22 @@ def windowed_tonality_forward(
         u0, u2 = tl.split(even)
         u1, u3 = tl.split(odd)
         us = (u0, u1, u2, u3)
+        # A gather of each row from itself: only its layout counts. Without it the compiler finishes in the product's
+        # layout, and brings not only u into that of the stores but also y into that of the product.
         rows = tl.broadcast_to(j[:, None], (BLOCK_T, BLOCK_C))
         scales = tl.gather(tl.broadcast_to(scale[:, None], (BLOCK_T, BLOCK_C)), rows, 0)
-        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | (t0 + j < JOINED))
+        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | ~second)
         out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
-        out_t = t0 + j + tl.where(second, C * W - JOINED, 0)
+        out_t = t.to(tl.int64) + tl.where(second, C * W, 0)
         for n in tl.static_range(4):
+            if n == AHEAD:  # the next tile's first channels are on their way while this one is finished
+                next_id = tl.minimum(tile_id + tl.num_programs(0), tiles - 1)
+                next_pair, next_t0, next_t, next_second = tile_frames(next_id, j, OWN, HALO, JOINED)
+                frame_ptr, w0, w1 = place_joined(
+                    source_ptr, start_ptr, ratio_ptr, next_pair, pairs, next_second, next_t0, next_t, T,
+                    stride_b, stride_p, P, W, STRIDE_T, RESAMPLE, COMPUTE,
+                )  # fmt: skip
+                read = read_at(frame_ptr, wide_c, (next_t >= 0) & (next_t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
             cn = c + n * BLOCK_C
             gamma = tl.load(norm_weight_ptr + cn)[None, :]
             beta = tl.load(norm_bias_ptr + cn)[None, :]

@@ -80,7 +80,7 @@ def place_joined(
     start_ptr,
     ratio_ptr,
     pair,
-    following,
+    pairs,
     second,
     t0,
     t,
@@ -93,7 +93,8 @@ def place_joined(
     RESAMPLE: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """(frame_ptr, w0, w1) [BLOCK_T] for the frames t of window `pair` and, where `second`, of window `following`."""
+    """(frame_ptr, w0, w1) [BLOCK_T] for the frames t of window `pair` and, where `second`, of the next one."""
+    following = tl.minimum(pair + 1, pairs - 1)
     b = pair // P
     b_next = following // P
     batch_ptr = source_ptr + b.to(tl.int64) * stride_b
@@ -108,7 +109,7 @@ def place_joined(
         tile_ptr = batch_ptr + tile[0].to(tl.int64) * STRIDE_T
         return tile_ptr + (frame_offsets(i, STRIDE_T) + tl.where(second, step, 0)), w0, w1
     else:
-        step += ((following - following // P * P) - (pair - b * P)).to(tl.int64) * stride_p
+        step += ((following - b_next * P) - (pair - b * P)).to(tl.int64) * stride_p
         unused = tl.zeros(t.shape, COMPUTE)
         tile_ptr = batch_ptr + (pair - b * P).to(tl.int64) * stride_p
         return tile_ptr + (frame_offsets(t, STRIDE_T) + tl.where(second, step, 0)), unused, unused
@@ -118,8 +119,6 @@ def place_joined(
 def read_at(
     frame_ptr,
     c,
-    w0,
-    w1,
     inside,
     C: tl.constexpr,
     SPAN: tl.constexpr,
@@ -127,12 +126,22 @@ def read_at(
     STRIDE_T: tl.constexpr,
     RESAMPLE: tl.constexpr,
 ):
-    """`read_frames` of the frames at frame_ptr [BLOCK_T]."""
+    """What `interpolated` makes y of, from the frames at frame_ptr [BLOCK_T]: (left, right), or (y, y)."""
     ptr = frame_ptr[:, None] + channel_offsets(c, C, SPAN, STRIDE_C)[None, :]
     if RESAMPLE:
-        return tl.load(ptr).to(w0.dtype) * w0[:, None] + tl.load(ptr + STRIDE_T).to(w0.dtype) * w1[:, None]
+        return tl.load(ptr), tl.load(ptr + STRIDE_T)
     else:
-        return tl.load(ptr, mask=inside[:, None], other=0.0).to(w0.dtype)
+        y = tl.load(ptr, mask=inside[:, None], other=0.0)
+        return y, y
+
+
+@triton.jit
+def interpolated(read, w0, w1, RESAMPLE: tl.constexpr):
+    """y [BLOCK_T, channels] of what `read_at` has read."""
+    if RESAMPLE:
+        return read[0].to(w0.dtype) * w0[:, None] + read[1].to(w0.dtype) * w1[:, None]
+    else:
+        return read[0].to(w0.dtype)
 
 
 @triton.jit
