@@ -61,7 +61,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
         Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), arch=0, precision="fp64"),
         Row(_c(8, BLOCK_T=32, HOIST=True, AHEAD=1), arch=0),
-        Row(_c(8, BLOCK_T=16, HOIST=False, AHEAD=4), precision="fp64", full=False, resample=False),
+        Row(_c(8, BLOCK_T=16, HOIST=False, AHEAD=4), precision="fp64", resample=False),  # twice the frames spill 48 B
         Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), precision="fp64"),
         Row(_c(4, BLOCK_T=128, HOIST=True, AHEAD=4, per_processor=2), padded=64),
         Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, even=False),

@@ -158,7 +158,12 @@ _FORWARD = [
     Mutant("blend: bias unscaled", "windowed_tonality_forward", "strength[:, None] * beta", "beta"),
     Mutant("window offsets in 32 bits", "windowed_tonality_forward", "pair.to(tl.int64)", "pair"),
     Mutant("clip offsets in 32 bits", "place_frames", "b.to(tl.int64)", "b"),
-    Mutant("every program takes every tile", "windowed_tonality_forward", "tl.num_programs(0)", "1"),
+    Mutant(
+        "every program takes every tile",
+        "windowed_tonality_forward",
+        "runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1)",
+        "runtime_range(tl.program_id(0), tiles, 1, num_stages=1)",
+    ),
     Mutant(
         "windows read beyond their end",
         "read_frames",
