@@ -12,8 +12,12 @@ def _c(num_warps: int, per_processor: int = 1, **constants: int) -> Configuratio
 
 
 def _forward() -> list[Configuration]:
-    shapes = ((128, 8, 1, True), (128, 8, 1, False), (128, 8, 2, False), (64, 4, 2, True), (64, 4, 2, False))
-    return [_c(warps, per, BLOCK_T=t, HOIST=hoist) for t, warps, per, hoist in shapes]
+    """BLOCK_T, warps, programs a processor, the weight read once, when the next tile begins (4: last)."""
+    shapes = (
+        (128, 8, 1, True, 0), (128, 8, 1, True, 1), (128, 8, 1, True, 2), (128, 8, 1, True, 3), (128, 8, 1, True, 4),
+        (128, 8, 1, False, 1), (64, 4, 2, True, 1),
+    )  # fmt: skip
+    return [_c(warps, per, BLOCK_T=t, HOIST=hoist, AHEAD=ahead) for t, warps, per, hoist, ahead in shapes]
 
 
 def _norm() -> list[Configuration]:

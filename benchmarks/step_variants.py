@@ -65,8 +65,10 @@ def step_of(agent: nn.Module, variant: str, precision: str, device: str) -> Call
     return step
 
 
-def saved_bytes(step: Callable[[], None]) -> int:
+def saved_bytes(step: Callable[[], None], agent: nn.Module) -> int:
+    """Of all storages but the parameters'."""
     kept: dict[int, Tensor] = {}
+    weights = {parameter.untyped_storage()._cdata for parameter in agent.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
@@ -74,7 +76,7 @@ def saved_bytes(step: Callable[[], None]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in weights)
 
 
 def dearest(step: Callable[[], None], count: int = 40) -> tuple[float, list[tuple[str, int, float]]]:
@@ -93,7 +95,7 @@ def dearest(step: Callable[[], None], count: int = 40) -> tuple[float, list[tupl
     return sum(sum(us) for us in taken.values()) / 1e3, rows[:count]
 
 
-def measured(step: Callable[[], None], options: argparse.Namespace, weights: int) -> dict[str, Any]:
+def measured(step: Callable[[], None], options: argparse.Namespace, agent: nn.Module) -> dict[str, Any]:
     """Figures of a step that is warm."""
     cuda = options.device == "cuda"
     wait = torch.cuda.synchronize if cuda else (lambda: None)
@@ -113,7 +115,7 @@ def measured(step: Callable[[], None], options: argparse.Namespace, weights: int
         row["host_launches"] = host_launches(step)
         row["busy_ms"], row["dearest"] = dearest(step)
     if not cuda or options.variant != "compiled":  # a recorded graph knows no hooks
-        row["saved_gib"] = (saved_bytes(step) - weights) / GIB
+        row["saved_gib"] = saved_bytes(step, agent) / GIB
     return row
 
 
@@ -121,7 +123,6 @@ def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batc
     """All precisions and batches of one variant, in this process; with `--wait`, after a line on standard input."""
     device, variant = options.device, options.variant
     agent = build("original" if variant == "original" else "ours", options.window).to(device)
-    weights = sum(p.nbytes for p in agent.parameters())
     rows = []
     for precision in options.precision:
         set_tf32(precision == "tf32")
@@ -148,7 +149,7 @@ def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batc
                 sys.stdin.readline()
             try:
                 if "failed" not in row:
-                    row |= measured(functools.partial(step, x, y), options, weights)
+                    row |= measured(functools.partial(step, x, y), options, agent)
             except Exception as error:
                 row["failed"] = described(error)
             finally:

@@ -26,9 +26,13 @@ aten = torch.ops.aten
 LARGEST = 4.0  # gradients are scaled to at most 2 to this
 
 
-@torch.compiler.assume_constant_result  # compiled graphs are guarded by PyTorch's own switch, and compiled anew for it
 def _allowed() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32" and torch.backends.cuda.flash_sdp_enabled()
+
+
+# What `torch.compiler.assume_constant_result` does, which imports PyTorch's compiler, for seconds. Compiled graphs are
+# guarded by PyTorch's own TF32 switch: turned, they are compiled anew.
+_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def takes(q: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..losses.signals import wide
 from . import lean
+from .convolution import Convolution
 from .dropout import Dropout, is_plain_dropout
 from .encoder import Encoder
 from .plain import is_plain
@@ -40,9 +41,9 @@ class MultiScaleExtractor(nn.Module):
         for branch, (first, second) in KERNELS.items():
             hidden = 2 * component_dim
             layers = {
-                "conv1": nn.Conv1d(encoding_dim, hidden, first, padding=first // 2),
-                "conv2": nn.Conv1d(hidden, component_dim, second, padding=second // 2),
-                "skip": nn.Conv1d(encoding_dim, component_dim, 1),
+                "conv1": Convolution(encoding_dim, hidden, first),
+                "conv2": Convolution(hidden, component_dim, second),
+                "skip": Convolution(encoding_dim, component_dim, 1),
                 "norm": nn.BatchNorm1d(component_dim),
             }
             for name, layer in layers.items():

@@ -59,17 +59,17 @@ def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constan
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
-        Row(_c(8, BLOCK_T=32, HOIST=False), arch=0, precision="fp64"),
-        Row(_c(8, BLOCK_T=32, HOIST=True), arch=0),
-        Row(_c(8, BLOCK_T=16, HOIST=False), precision="fp64", full=False, resample=False),
-        Row(_c(8, BLOCK_T=32, HOIST=False), precision="fp64"),
-        Row(_c(4, BLOCK_T=128, HOIST=True, per_processor=2), padded=64),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, even=False),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, resample=False),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, frames_apart=True),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, restore=True),  # twice the frames spill 64 B
-        Row(_c(8, BLOCK_T=128, HOIST=False), even=False),
-        Row(_c(8, BLOCK_T=128, HOIST=True)),
+        Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), arch=0, precision="fp64"),
+        Row(_c(8, BLOCK_T=32, HOIST=True, AHEAD=1), arch=0),
+        Row(_c(8, BLOCK_T=16, HOIST=False, AHEAD=4), precision="fp64", resample=False),  # twice the frames spill 48 B
+        Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), precision="fp64"),
+        Row(_c(4, BLOCK_T=128, HOIST=True, AHEAD=4, per_processor=2), padded=64),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, even=False),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, resample=False),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, frames_apart=True),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, restore=True),  # twice the frames spill 64 B
+        Row(_c(8, BLOCK_T=128, HOIST=False, AHEAD=4), even=False),
+        Row(_c(8, BLOCK_T=128, HOIST=True, AHEAD=1)),
     ),
     "prepare_weights": (Row(_c(8, BLOCK=16)),),
     "recompute_windows": (

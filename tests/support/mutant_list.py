@@ -108,11 +108,36 @@ _TONALITY = [
 ]
 
 _FORWARD = [
+    Mutant("tiles do not overlap", "tile_frames", "tile_id.to(tl.int64) * OWN", "tile_id.to(tl.int64) * (OWN + HALO)"),
+    Mutant("second window as the first", "tile_frames", "t0 + j >= JOINED", "t0 + j < 0"),
+    Mutant("second window begins early", "tile_frames", "t0 + j >= JOINED", "t0 + j >= JOINED - 4"),
     Mutant(
-        "tiles do not overlap",
+        "second window's clip forgotten", "place_joined", "(b_next - b).to(tl.int64) * stride_b", "b.to(tl.int64) * 0"
+    ),
+    Mutant("second window's place forgotten", "place_joined", "(next_tile[0] - tile[0])", "(tile[0] - tile[0])"),
+    Mutant("second window's ratio forgotten", "joined_frames", "either(second, tile[2], next_tile[2])", "tile[2]"),
+    Mutant("second window's clamp forgotten", "joined_frames", "either(second, tile[4], next_tile[4])", "tile[4]"),
+    Mutant(
+        "second window's poison forgotten", "joined_frames", "tl.where(second, next_window[4], window[4])", "window[4]"
+    ),
+    Mutant(
+        "second window's strength forgotten",
         "windowed_tonality_forward",
-        "(tile_id - pair * TILES_PER_WINDOW) * OWN",
-        "(tile_id - pair * TILES_PER_WINDOW) * BLOCK_T",
+        "tl.where(second, next_strength, tl.load(strength_ptr + pair))",
+        "tl.load(strength_ptr + pair) + 0 * t",
+    ),
+    Mutant("frames behind the last window", "windowed_tonality_forward", "((pair + 1 < pairs) | ~second)", "(t < W)"),
+    Mutant(
+        "the next tile's channels are this one's",
+        "windowed_tonality_forward",
+        "tl.minimum(tile_id + tl.num_programs(0), tiles - 1)",
+        "tile_id",
+    ),
+    Mutant(
+        "neighbour's frames from the wrong side",
+        "at_distance",
+        "tl.arange(0, ROWS) + DISTANCE // 4",
+        "tl.arange(0, ROWS) - DISTANCE // 4",
     ),
     Mutant("first own frame left out", "windowed_tonality_forward", "j >= HALO", "j > HALO"),
     Mutant("halo stored as well", "windowed_tonality_forward", "(j >= HALO) & (j < BLOCK_T - HALO)", "j >= HALO"),
@@ -129,11 +154,16 @@ _FORWARD = [
         "tl.sum(u * u, 1) / PADDED",
     ),
     Mutant("eps left out", "windowed_tonality_forward", "tl.sum(u * u, 1) / C + EPS", "tl.sum(u * u, 1) / C"),
-    Mutant("blend keeps all of y", "windowed_tonality_forward", "(1 - strength) * ys[n]", "ys[n]"),
-    Mutant("blend: bias unscaled", "windowed_tonality_forward", "strength * beta", "beta"),
+    Mutant("blend keeps all of y", "windowed_tonality_forward", "(1 - strength)[:, None] * ys[n]", "ys[n]"),
+    Mutant("blend: bias unscaled", "windowed_tonality_forward", "strength[:, None] * beta", "beta"),
     Mutant("window offsets in 32 bits", "windowed_tonality_forward", "pair.to(tl.int64)", "pair"),
     Mutant("clip offsets in 32 bits", "place_frames", "b.to(tl.int64)", "b"),
-    Mutant("every program takes every tile", "windowed_tonality_forward", "tl.num_programs(0)", "1"),
+    Mutant(
+        "every program takes every tile",
+        "windowed_tonality_forward",
+        "runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1)",
+        "runtime_range(tl.program_id(0), tiles, 1, num_stages=1)",
+    ),
     Mutant(
         "windows read beyond their end",
         "read_frames",
@@ -145,6 +175,12 @@ _FORWARD = [
         "read_frames",
         "tl.load(frame_ptr).to(w0.dtype) * w0[:, None]",
         "(tl.load(frame_ptr) * w0.to(source_ptr.dtype.element_ty)[:, None]).to(w0.dtype)",
+    ),
+    Mutant(
+        "windows read beyond their end, forward",
+        "read_at",
+        "tl.load(ptr, mask=inside[:, None], other=0.0)",
+        "tl.load(ptr)",
     ),
     Mutant("wide: second chunk's squares forgotten", "norm_blend", "squares += u * u", "squares = u * u"),
 ]
