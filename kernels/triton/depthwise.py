@@ -218,7 +218,7 @@ def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> Reco
         "K": call.taps,
         "PADDED": call.padded,
         "HALO": halo,
-        "PRECISION": call.precision,
+        "PRECISION": call.operand_precision,
         **call.sizes(),
     }
     grid = (batch * pairs * triton.cdiv(window, own), blocks)

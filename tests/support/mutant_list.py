@@ -268,6 +268,74 @@ _BACKWARD = [
         "tl.program_id(0).to(tl.int64) * 0",
     ),
     Mutant("product read beyond the window", "product_backward", "t < W", "t <= W"),
+    Mutant("in one: read beyond the window", "joint_backward", "(t < W)[None, :]", "(t <= W)[None, :]"),
+    Mutant(
+        "in one: heard beyond the window",
+        "joint_backward",
+        "tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)",
+        "tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t <= W)",
+    ),
+    Mutant("in one: padded channels read", "joint_backward", "mask = mask & (c < C)[:, None]", "pass"),
+    Mutant(
+        "in one: variance of padded channels", "joint_backward", "tl.sum(u * u, 0) / C", "tl.sum(u * u, 0) / PADDED"
+    ),
+    Mutant("in one: eps left out", "joint_backward", "tl.sum(u * u, 0) / C + EPS", "tl.sum(u * u, 0) / C"),
+    Mutant("in one: LayerNorm's second term", "joint_backward", "heard / C", "heard / PADDED"),
+    Mutant("in one: heard without γ", "joint_backward", "tl.sum(gg * u, 0)", "tl.sum(g * u, 0)"),
+    Mutant(
+        "in one: u without bias",
+        "joint_backward",
+        "tl.load(pointwise_bias_ptr + c)",
+        "tl.load(pointwise_bias_ptr + c) * 0",
+    ),
+    Mutant(
+        "in one: dγ without its scale",
+        "joint_backward",
+        "fold_columns(g * u * scale[None, :], PADDED, BLOCK_T)",
+        "fold_columns(g * u * inverse[None, :], PADDED, BLOCK_T)",
+    ),
+    Mutant(
+        "in one: dâ of the last tile alone",
+        "joint_backward",
+        "dbias += fold_columns(du, PADDED, BLOCK_T)",
+        "dbias = fold_columns(du, PADDED, BLOCK_T)",
+    ),
+    Mutant(
+        "in one: dγ of the last tile alone",
+        "joint_backward",
+        "dnorm += fold_columns(g * u * scale[None, :], PADDED, BLOCK_T)",
+        "dnorm = fold_columns(g * u * scale[None, :], PADDED, BLOCK_T)",
+    ),
+    Mutant(
+        "in one: dÂ of the last tile alone",
+        "joint_backward",
+        "total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)",
+        "total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total * 0, PRECISION)",
+        count=2,
+        nth=1,
+    ),
+    Mutant(
+        "in one: dz by the weight not turned",
+        "joint_backward",
+        "multiply(tl.trans(hi), tl.trans(lo), du_hi, du_lo, dz, PRECISION)",
+        "multiply(hi, lo, du_hi, du_lo, dz, PRECISION)",
+    ),
+    Mutant("in one: windows in 32 bits", "joint_backward", "pair.to(tl.int64) * (C * W)", "pair * (C * W)"),
+    Mutant("in one: partials share one row", "joint_backward", "dbias_ptr + program * C + c", "dbias_ptr + c"),
+    Mutant("in one: every program takes every tile", "joint_backward", "tl.num_programs(0)", "1"),
+    Mutant(
+        "in one: frames forgotten",
+        "fold_columns",
+        "tl.sum(tl.sum(tl.reshape(q, (PADDED, BLOCK_T // 8, 4, 2)), 3), 1)",
+        "tl.sum(tl.reshape(q, (PADDED, BLOCK_T // 8, 4, 2)), 3)[:, 0]",
+    ),
+    Mutant("in one, restored: du without spread", "joint_backward", "strength * spread", "strength + 0 * spread"),
+    Mutant(
+        "TF32's weight: the rest forgotten",
+        "prepare_weights",
+        "tl.store(half_lo_ptr + offsets, half_lo)",
+        "tl.store(half_lo_ptr + offsets, half_lo * 0)",
+    ),
     Mutant(
         "weight gradient of the last tile alone",
         "product_backward",
@@ -328,13 +396,18 @@ _BACKWARD = [
     Mutant("dA: centring forgotten", "finish_columns", "da -= (tl.sum(da, 1) / C)[:, None]", "pass"),
     Mutant("dA: depthwise bias forgotten", "finish_columns", "d[:, None] * dbias[None, :]", "0 * d[:, None]"),
     Mutant(
+        "dâ: the last rows alone",
+        "finish_columns",
+        "bias += tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)",
+        "bias = tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)",
+    ),
+    Mutant("dâ: rows that are not there", "finish_columns", "row < rows", "row <= rows"),
+    Mutant("dÂ: shares that are not there", "finish_columns", "row < shares", "row <= shares"),
+    Mutant(
         "dA: the last shares alone",
         "finish_columns",
-        (
-            "total += tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & "
-            "mask[None], other=0.0)"
-        ),
-        ("total = tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & mask[None], other=0.0)"),
+        ("total += tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)"),
+        ("total = tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)"),
     ),
     Mutant("dA: shares over one another", "finish_columns", "C * C", "0"),
     Mutant(
