@@ -327,7 +327,7 @@ _BACKWARD = [
         "in one: frames forgotten",
         "fold_columns",
         "tl.sum(tl.sum(tl.reshape(q, (PADDED, BLOCK_T // 8, 4, 2)), 3), 1)",
-        "tl.sum(tl.reshape(q, (PADDED, BLOCK_T // 8, 4, 2)), 3)[:, 0]",
+        "tl.max(tl.sum(tl.reshape(q, (PADDED, BLOCK_T // 8, 4, 2)), 3), 1)",
     ),
     Mutant("in one, restored: du without spread", "joint_backward", "strength * spread", "strength + 0 * spread"),
     Mutant(
