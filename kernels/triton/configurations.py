@@ -145,7 +145,7 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "wide_weight": (Row(_c(4, BLOCK_T=64, BLOCK_C=64, per_processor=2)),),
     "finish_places": (Row(_c(4, BLOCK=256)),),
     "finish_gradients": (  # BLOCK_R rows of 128 channels; of more, fewer
-        Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=2), arch=0),  # so few that sums take several passes
+        Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=4), arch=0),  # so few that sums take several passes, the last in part
         Row(_c(4, BLOCK=256, BLOCK_C=1, BLOCK_R=32)),
     ),
     "window_backward": (  # COLUMNS is the number of warps
