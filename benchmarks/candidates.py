@@ -12,8 +12,12 @@ def _c(num_warps: int, per_processor: int = 1, **constants: int) -> Configuratio
 
 
 def _forward() -> list[Configuration]:
-    shapes = ((128, 8, 1, True), (128, 8, 1, False), (128, 8, 2, False), (64, 4, 2, True), (64, 4, 2, False))
-    return [_c(warps, per, BLOCK_T=t, HOIST=hoist) for t, warps, per, hoist in shapes]
+    """BLOCK_T, warps, programs a processor, the weight read once, when the next tile begins (4: last)."""
+    shapes = (
+        (128, 8, 1, True, 0), (128, 8, 1, True, 1), (128, 8, 1, True, 2), (128, 8, 1, True, 3), (128, 8, 1, True, 4),
+        (128, 8, 1, False, 1), (64, 4, 2, True, 1),
+    )  # fmt: skip
+    return [_c(warps, per, BLOCK_T=t, HOIST=hoist, AHEAD=ahead) for t, warps, per, hoist, ahead in shapes]
 
 
 def _norm() -> list[Configuration]:
@@ -37,6 +41,11 @@ def _product() -> list[Configuration]:
     return [_c(warps, per, BLOCK_T=t, TURN=turn, STAGES=stages) for t, warps, per, stages, turn in shapes]
 
 
+def _joint() -> list[Configuration]:
+    shapes = ((64, 3, True), (64, 3, False), (64, 2, True), (32, 3, True), (32, 3, False), (32, 4, False))
+    return [_c(8, BLOCK_T=t, STAGES=stages, WEIGHT_FIRST=first) for t, stages, first in shapes]
+
+
 def _tiles(first: str, shapes: tuple[tuple[int, int, int], ...]) -> list[Configuration]:
     return [_c(warps, **{first: size, "BLOCK_C": channels}) for size, channels, warps in shapes]
 
@@ -44,6 +53,7 @@ def _tiles(first: str, shapes: tuple[tuple[int, int, int], ...]) -> list[Configu
 CANDIDATES: dict[str, list[Configuration]] = {
     "windowed_tonality_forward": _forward(),
     "recompute_windows": _tiles("BLOCK_T", ((128, 8, 4), (128, 8, 2), (128, 16, 4), (128, 16, 2), (128, 32, 4))),
+    "joint_backward": _joint(),
     "norm_backward": _norm(),
     "product_backward": _product(),
     "window_backward": [
@@ -51,8 +61,7 @@ CANDIDATES: dict[str, list[Configuration]] = {
         for channels, warps in ((32, 8), (16, 4), (16, 8), (8, 2), (8, 4), (64, 16))
     ],
     "finish_gradients": [
-        _c(8, BLOCK=256, BLOCK_C=channels, BLOCK_R=rows)
-        for channels, rows in ((1, 16), (1, 32), (1, 64), (2, 32), (2, 64), (4, 32))
+        _c(warps, BLOCK=256, BLOCK_C=1, BLOCK_R=rows) for rows, warps in ((64, 8), (32, 8), (32, 4), (64, 4), (16, 4))
     ],
     "resample_dx": _tiles("BLOCK_X", ((128, 32, 4), (128, 16, 2), (128, 64, 4), (64, 64, 4), (256, 16, 4))),
     "prepare_weights": [_c(8, BLOCK=size) for size in (2, 4, 8, 16)],

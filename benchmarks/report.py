@@ -165,8 +165,8 @@ def scaling(result: dict[str, Any]) -> list[str]:
     return [text, "", *_table(("", *axes), cells), "", pictures, ""]
 
 
-OF_OURS = ("prepare_weights", "windowed_tonality_forward", "recompute_windows", "norm_backward", "product_backward",
-           "window_backward", "finish_gradients", "resample_dx")  # fmt: skip
+OF_OURS = ("prepare_weights", "windowed_tonality_forward", "recompute_windows", "joint_backward", "norm_backward",
+           "product_backward", "window_backward", "finish_gradients", "resample_dx")  # fmt: skip
 
 
 def kernels(result: dict[str, Any]) -> list[str]:

@@ -11,8 +11,8 @@ windows of whole frames, on the device itself, in float64.
     host ms    until the host is free again: what a loop that reads nothing waits for
     launches   kernels, copies and fills that the device runs (CUDA)
     host launches   those that the host asks for: a graph's replay is one (CUDA)
-    saved GiB  what autograd keeps for the backward pass, by its hooks (a compiled graph's too)
-    peak GiB   the most that PyTorch allocated in a step (CUDA)
+    saved GiB  what autograd keeps for the backward pass, by its hooks (not where a CUDA graph is replayed)
+    peak GiB   the most that PyTorch allocated in a step (CUDA); of a CUDA graph, in the step that recorded it
     busy ms    the sum over all kernels, copies and fills of a step (CUDA); the dearest of them go into the JSON file
 """
 
@@ -65,8 +65,10 @@ def step_of(agent: nn.Module, variant: str, precision: str, device: str) -> Call
     return step
 
 
-def saved_bytes(step: Callable[[], None]) -> int:
+def saved_bytes(step: Callable[[], None], agent: nn.Module) -> int:
+    """Of all storages but the parameters'."""
     kept: dict[int, Tensor] = {}
+    weights = {parameter.untyped_storage()._cdata for parameter in agent.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
@@ -74,7 +76,7 @@ def saved_bytes(step: Callable[[], None]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in weights)
 
 
 def dearest(step: Callable[[], None], count: int = 40) -> tuple[float, list[tuple[str, int, float]]]:
@@ -93,13 +95,11 @@ def dearest(step: Callable[[], None], count: int = 40) -> tuple[float, list[tupl
     return sum(sum(us) for us in taken.values()) / 1e3, rows[:count]
 
 
-def measured(step: Callable[[], None], options: argparse.Namespace, weights: int) -> dict[str, Any]:
+def measured(step: Callable[[], None], options: argparse.Namespace, agent: nn.Module) -> dict[str, Any]:
     """Figures of a step that is warm."""
     cuda = options.device == "cuda"
     wait = torch.cuda.synchronize if cuda else (lambda: None)
     row: dict[str, Any] = {}
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
     wall, host = [], []
     for _ in range(options.steps):
         wait()
@@ -114,7 +114,8 @@ def measured(step: Callable[[], None], options: argparse.Namespace, weights: int
         row["launches"] = launches(step)
         row["host_launches"] = host_launches(step)
         row["busy_ms"], row["dearest"] = dearest(step)
-    row["saved_gib"] = (saved_bytes(step) - weights) / GIB
+    if not cuda or options.variant != "compiled":  # a recorded graph knows no hooks
+        row["saved_gib"] = saved_bytes(step, agent) / GIB
     return row
 
 
@@ -122,7 +123,6 @@ def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batc
     """All precisions and batches of one variant, in this process; with `--wait`, after a line on standard input."""
     device, variant = options.device, options.variant
     agent = build("original" if variant == "original" else "ours", options.window).to(device)
-    weights = sum(p.nbytes for p in agent.parameters())
     rows = []
     for precision in options.precision:
         set_tf32(precision == "tf32")
@@ -133,7 +133,11 @@ def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batc
             rows.append(row)
             try:
                 began = time.perf_counter()
-                for _ in range(3):  # compiles, warms up, records a graph
+                step(x, y)  # compiles, warms up
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                    torch.cuda.reset_peak_memory_stats()
+                for _ in range(2):  # records a graph
                     step(x, y)
                 if device == "cuda":
                     torch.cuda.synchronize()
@@ -145,7 +149,7 @@ def run_child(options: argparse.Namespace, build: Callable[..., nn.Module], batc
                 sys.stdin.readline()
             try:
                 if "failed" not in row:
-                    row |= measured(functools.partial(step, x, y), options, weights)
+                    row |= measured(functools.partial(step, x, y), options, agent)
             except Exception as error:
                 row["failed"] = described(error)
             finally:
@@ -211,14 +215,14 @@ def alone(lock: Path | None) -> Iterator[None]:
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Compiles in parallel, then measures variant by variant."""
     rows = []
-    waiting = compile_all(options)
+    waiting = compile_all(options) if "compiled" in options.only else []
     with alone(options.lock):
         for child in waiting:
             said, _ = child.communicate("go\n")
             if child.returncode:
                 raise SystemExit(f"a process that measures a compiled step ended with code {child.returncode}")
             rows += json.loads(said.strip().splitlines()[-1])
-        for variant in VARIANTS[:2]:
+        for variant in (name for name in VARIANTS[:2] if name in options.only):
             command = _command(options, variant, options.precision, options.batches)
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows += json.loads(done.stdout.strip().splitlines()[-1])
@@ -234,8 +238,8 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace, parity: dict
     by_key = {(row["precision"], row["batch"], row["variant"]): row for row in rows}
     for precision in options.precision:
         for size in options.batches:
-            original = by_key[precision, size, "original"]
-            for variant in VARIANTS:
+            original = by_key.get((precision, size, "original"), {})
+            for variant in options.only:
                 row = by_key[precision, size, variant]
                 if "failed" in row:
                     print(f"{precision:10}{size:>4}  {variant:10}  failed: {row['failed']}")

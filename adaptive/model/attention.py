@@ -3,8 +3,8 @@
 PyTorch's CPU attention has a lean kernel only without dropout. With it, `scaled_dot_product_attention` writes out and
 keeps several `[N, heads, S, S]` float tensors per layer (at 12 windows of 800 frames and 8 heads 245 MB each), and
 spends half its time drawing the dropout mask. Here training on a CPU goes through the samples one by one, in buffers
-that stay in the cache, keeps one byte per weight (the mask) and recomputes the rest in the backward pass. Everywhere
-else it is PyTorch's own attention.
+that stay in the cache, keeps one byte per weight (the mask) and recomputes the rest in the backward pass. On CUDA, in
+float32 with TF32 allowed, products are float16's (`attention_tf32`). Everywhere else it is PyTorch's own attention.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .attention_tf32 import takes, tf32_attention
 
 LEVELS = 2**16  # dropout probabilities are rounded to multiples of 1/LEVELS
 # Operators of their own, so that `torch.compile` leaves their loops and buffers as they are. Defined by schema, since
@@ -133,6 +135,8 @@ def _softmax_scores(q: Tensor, k: Tensor, out: Tensor) -> None:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product self-attention with dropout on its weights, q, k, v `[N, heads, S, d]`, 0 ≤ dropout < 1."""
+    if takes(q):
+        return tf32_attention(q, k, v, dropout)
     if dropout == 0.0 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     zeros = min(round(dropout * LEVELS), LEVELS - 1)

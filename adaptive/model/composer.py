@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ..losses.signals import wide
 from . import lean
+from .convolution import Convolution
+from .dropout import Dropout, is_plain_dropout
 from .encoder import Encoder
 from .plain import is_plain
 from .validation import check_count, check_probability, check_streams
@@ -39,9 +41,9 @@ class MultiScaleExtractor(nn.Module):
         for branch, (first, second) in KERNELS.items():
             hidden = 2 * component_dim
             layers = {
-                "conv1": nn.Conv1d(encoding_dim, hidden, first, padding=first // 2),
-                "conv2": nn.Conv1d(hidden, component_dim, second, padding=second // 2),
-                "skip": nn.Conv1d(encoding_dim, component_dim, 1),
+                "conv1": Convolution(encoding_dim, hidden, first),
+                "conv2": Convolution(hidden, component_dim, second),
+                "skip": Convolution(encoding_dim, component_dim, 1),
                 "norm": nn.BatchNorm1d(component_dim),
             }
             for name, layer in layers.items():
@@ -90,7 +92,7 @@ class ComponentComposer(nn.Module):
         self.pos_encoder = PositionalEncoding(d_model)
         self.composer = Encoder(d_model, heads, 4 * d_model, layers, dropout)
         self.output_projection = nn.Sequential(
-            nn.Linear(d_model, d_model // 2), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_model // 2, encoding_dim)
+            nn.Linear(d_model, d_model // 2), nn.GELU(), Dropout(dropout), nn.Linear(d_model // 2, encoding_dim)
         )
 
     def forward(self, components: Tensor, weights: Tensor) -> Tensor:
@@ -110,12 +112,12 @@ class ComponentComposer(nn.Module):
             return layers(x)
         first, gelu, dropout, last = layers
         if not (
-            is_plain(gelu, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and is_plain(dropout, nn.Dropout)
+            is_plain(gelu, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and is_plain_dropout(dropout)
         ):
             return layers(x)
         assert isinstance(last, nn.Linear)  # as is_plain found; narrows the types
         assert isinstance(dropout, nn.Dropout)
-        if last.bias is None or dropout.p >= 1:
+        if last.bias is None:
             return layers(x)
         return lean.gelu_dropout_linear(first(x), last, dropout.p if dropout.training else 0.0)
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import lean
 from .attention import attention
+from .dropout import Dropout, is_plain_dropout
 from .plain import is_plain
 
 
@@ -59,11 +60,11 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         nn.Module.__init__(self)  # its parent's would draw the weights of an attention of its own
         self.self_attn = SelfAttention(d_model, heads, dropout)
         self.linear1 = nn.Linear(d_model, feed_forward)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear2 = nn.Linear(feed_forward, d_model)
         self.norm_first = False
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
         self.activation = F.gelu
         self.activation_relu_or_gelu = 2  # what PyTorch's own code calls GELU
 
@@ -90,7 +91,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
             and attention_.in_proj_weight is not None
             and all(is_plain(norm, nn.LayerNorm, elementwise_affine=True) and norm.bias is not None for norm in norms)
             and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in (self.linear1, self.linear2))
-            and all(is_plain(d, nn.Dropout) and d.p < 1 for d in (self.dropout, self.dropout1, self.dropout2))
+            and all(map(is_plain_dropout, (self.dropout, self.dropout1, self.dropout2)))
         )
 
     def lean_forward(self, src: Tensor, norm: nn.LayerNorm | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..weights import Weights
 from .configurations import Configuration, Target, configuration
-from .launch import TRITON_TYPE, host, precision_of, target_of
+from .launch import FUSED_CHANNELS, TRITON_TYPE, host, precision_of, target_of
 from .moments import Moments
 from .operands import Split
 from .prepare import Prepared, lay_out, prepare, room
@@ -110,6 +110,19 @@ class Call:
         """Channels, padded to whole blocks."""
         return self.prepared.depthwise.shape[1]
 
+    @property
+    def joint(self) -> Configuration | None:
+        """Of the one kernel that takes z to dz; None where there are two, `norm_backward` and `product_backward`."""
+        if self.shape[2] > FUSED_CHANNELS:
+            return None
+        config = self.configuration("joint_backward")
+        return config if config.constants else None
+
+    @property
+    def operand_precision(self) -> str:
+        """How z is stored and multiplied, backward: in one kernel, three products stand for TF32's (see `joint`)."""
+        return "bf16x3" if self.precision == "tf32" and self.joint else self.precision
+
     def scratch(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.compute, device=self.strength.device)
 
@@ -125,7 +138,8 @@ class Call:
 
     def operand(self) -> Split:
         """[B, P, C, W], as the products take it."""
-        return Split.empty(torch.Size(self.shape), self.prepared.pointwise.hi, self.precision)
+        like = self.prepared.pointwise if self.operand_precision == self.precision else self.prepared.operand
+        return Split.empty(torch.Size(self.shape), like.hi, self.operand_precision)
 
     def configuration(self, kernel: str) -> Configuration:
         return configuration(

@@ -59,22 +59,23 @@ def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constan
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
-        Row(_c(8, BLOCK_T=32, HOIST=False), arch=0, precision="fp64"),
-        Row(_c(8, BLOCK_T=32, HOIST=True), arch=0),
-        Row(_c(8, BLOCK_T=16, HOIST=False), precision="fp64", full=False, resample=False),
-        Row(_c(8, BLOCK_T=32, HOIST=False), precision="fp64"),
-        Row(_c(4, BLOCK_T=128, HOIST=True, per_processor=2), padded=64),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, even=False),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, resample=False),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, frames_apart=True),
-        Row(_c(8, BLOCK_T=64, HOIST=True), arch=80, restore=True),  # twice the frames spill 64 B
-        Row(_c(8, BLOCK_T=128, HOIST=False), even=False),
-        Row(_c(8, BLOCK_T=128, HOIST=True)),
+        Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), arch=0, precision="fp64"),
+        Row(_c(8, BLOCK_T=32, HOIST=True, AHEAD=1), arch=0),
+        Row(_c(8, BLOCK_T=16, HOIST=False, AHEAD=4), precision="fp64", resample=False),  # twice the frames spill 48 B
+        Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), precision="fp64"),
+        Row(_c(4, BLOCK_T=128, HOIST=True, AHEAD=4, per_processor=2), padded=64),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, even=False),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, resample=False),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, frames_apart=True),
+        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, restore=True),  # twice the frames spill 64 B
+        Row(_c(8, BLOCK_T=128, HOIST=False, AHEAD=4), even=False),
+        Row(_c(8, BLOCK_T=128, HOIST=True, AHEAD=1)),
     ),
     "prepare_weights": (Row(_c(8, BLOCK=16)),),
     "recompute_windows": (
         Row(_c(2, BLOCK_T=64, BLOCK_C=64), arch=0),
-        Row(_c(4, BLOCK_T=128, BLOCK_C=16), arch=90),  # measured: 28.6 us for 29.4, in bfloat16 21.3 for 22.4
+        Row(_c(2, BLOCK_T=128, BLOCK_C=16), arch=90, precision="bf16"),  # measured: 22.5 us, 23.6 with 4 warps
+        Row(_c(4, BLOCK_T=128, BLOCK_C=16), arch=90),  # measured: z in two parts 29.6 us, 31.4 with 2 warps
         Row(_c(2, BLOCK_T=128, BLOCK_C=16)),
     ),
     "norm_blend": (Row(_c(4, BLOCK_T=32, BLOCK_C=64)),),
@@ -99,7 +100,19 @@ TABLE: dict[str, tuple[Row, ...]] = {
     ),
 }
 
+APART = Configuration()  # in the place of `joint_backward`: two kernels
+
 TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
+    "joint_backward": (
+        Row(APART, even=False),
+        Row(_c(8, BLOCK_T=32, STAGES=1, WEIGHT_FIRST=False), arch=0),
+        Row(APART, arch=80),
+        Row(APART, precision="fp64"),
+        Row(APART, precision="ieee"),
+        Row(_c(8, BLOCK_T=32, STAGES=3, WEIGHT_FIRST=True), precision="bf16", restore=True),
+        Row(APART, restore=True),  # spills 40 B
+        Row(_c(8, BLOCK_T=32, STAGES=3, WEIGHT_FIRST=False)),  # twice the frames spill 24 B in Triton 3.8
+    ),
     "norm_backward": (
         Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), arch=0, precision="fp64"),
         Row(_c(8, BLOCK_T=32, FOLD=2, APART=8, HOIST=True, STAGES=1), arch=0),
@@ -109,6 +122,9 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
         Row(_c(8, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=1), even=False),
         Row(_c(8, BLOCK_T=64, FOLD=4, APART=1, HOIST=False, STAGES=1), arch=80),
         Row(_c(4, BLOCK_T=32, FOLD=4, APART=1, HOIST=False, STAGES=2, per_processor=2), precision="bf16"),
+        Row(
+            _c(4, BLOCK_T=32, FOLD=2, APART=8, HOIST=True, STAGES=3, per_processor=2), precision="bf16x3", restore=False
+        ),
         Row(_c(4, BLOCK_T=32, FOLD=2, APART=8, HOIST=False, STAGES=2, per_processor=2)),
     ),
     "product_backward": (
@@ -118,6 +134,9 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
         Row(_c(8, BLOCK_T=32, TURN=False, STAGES=1), arch=80, precision="bf16x3"),
         Row(_c(8, BLOCK_T=64, TURN=False, STAGES=1), arch=80),
         Row(_c(8, BLOCK_T=32, TURN=True, STAGES=3), precision="tf32"),
+        Row(
+            _c(8, BLOCK_T=32, TURN=False, STAGES=3), precision="bf16x3"
+        ),  # measured: 54.4 us, 79.9 with twice the frames
         Row(_c(8, BLOCK_T=64, TURN=False, STAGES=3), precision="bf16"),
         Row(_c(8, BLOCK_T=64, TURN=False, STAGES=1)),
     ),
@@ -126,8 +145,8 @@ TABLE |= {  # backward; `recompute_windows` and `resample_dx` stand above
     "wide_weight": (Row(_c(4, BLOCK_T=64, BLOCK_C=64, per_processor=2)),),
     "finish_places": (Row(_c(4, BLOCK=256)),),
     "finish_gradients": (  # BLOCK_R rows of 128 channels; of more, fewer
-        Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=2), arch=0),  # so few that sums take several passes
-        Row(_c(8, BLOCK=256, BLOCK_C=1, BLOCK_R=64)),
+        Row(_c(8, BLOCK=256, BLOCK_C=2, BLOCK_R=4), arch=0),  # so few that sums take several passes, the last in part
+        Row(_c(4, BLOCK=256, BLOCK_C=1, BLOCK_R=32)),
     ),
     "window_backward": (  # COLUMNS is the number of warps
         Row(_c(4, BLOCK_T=64, BLOCK_C=64, FOLD=4, COLUMNS=4), arch=0),

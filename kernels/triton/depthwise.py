@@ -32,6 +32,48 @@ def depthwise(y, c, j, weight_ptr, K: tl.constexpr, PADDED: tl.constexpr, BLOCK_
 
 
 @triton.jit
+def folded(y):
+    """y [BLOCK_T, BLOCK_C] as four tensors [BLOCK_T / 4, BLOCK_C], of frames 4·n, 4·n + 1, 4·n + 2 and 4·n + 3."""
+    even, odd = tl.split(tl.permute(tl.reshape(y, (y.shape[0] // 4, 2, 2, y.shape[1])), (0, 3, 1, 2)))
+    y0, y2 = tl.split(even)
+    y1, y3 = tl.split(odd)
+    return y0, y1, y2, y3
+
+
+@triton.jit
+def unfolded(y0, y1, y2, y3):
+    """What `folded` takes."""
+    four = tl.permute(tl.join(tl.join(y0, y2), tl.join(y1, y3)), (0, 2, 3, 1))
+    return tl.reshape(four, (4 * y0.shape[0], y0.shape[1]))
+
+
+@triton.jit
+def at_distance(ys, DISTANCE: tl.constexpr):
+    """Frames 4·n + DISTANCE, from all frames as `folded` leaves them; the tile wraps around."""
+    ROWS: tl.constexpr = ys[0].shape[0]
+    BLOCK_C: tl.constexpr = ys[0].shape[1]
+    y = ys[DISTANCE % 4]
+    if DISTANCE // 4 != 0:
+        row = (tl.arange(0, ROWS) + DISTANCE // 4) & (ROWS - 1)
+        y = tl.gather(y, tl.broadcast_to(row[:, None], (ROWS, BLOCK_C)), 0)
+    return y
+
+
+@triton.jit
+def depthwise_folded(y, c, weight_ptr, K: tl.constexpr, PADDED: tl.constexpr):
+    """`depthwise` of frames by fours: where a thread holds four, it fetches its neighbours' alone."""
+    ys = folded(y)
+    zs = ()
+    for r in tl.static_range(4):
+        z = tl.load(weight_ptr + (K // 2) * PADDED + c)[None, :] * ys[r]
+        for k in tl.static_range(K):
+            if k != K // 2:
+                z += tl.load(weight_ptr + k * PADDED + c)[None, :] * at_distance(ys, r + k - K // 2)
+        zs = zs + (z,)
+    return unfolded(zs[0], zs[1], zs[2], zs[3])
+
+
+@triton.jit
 def store_places(
     start_ptr,
     ratio_ptr,
@@ -176,7 +218,7 @@ def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> Reco
         "K": call.taps,
         "PADDED": call.padded,
         "HALO": halo,
-        "PRECISION": call.precision,
+        "PRECISION": call.operand_precision,
         **call.sizes(),
     }
     grid = (batch * pairs * triton.cdiv(window, own), blocks)

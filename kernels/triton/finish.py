@@ -20,6 +20,14 @@ from .loops import runtime_range
 
 
 @triton.jit
+def column_pairs(PADDED: tl.constexpr):
+    """Channels, two of them a thread's, not four: the fewer warps then hold sums of the same columns, which are added
+    through shared memory, where with eight warps all lanes' words would lie in one bank.
+    """
+    return tl.max_contiguous(tl.arange(0, PADDED), 2)
+
+
+@triton.jit
 def sum_rows(ptr, rows, stride, c, mask, COMPUTE: tl.constexpr, PADDED: tl.constexpr, BLOCK_R: tl.constexpr):
     """[PADDED]: sums of the rows, `stride` elements apart, over columns c."""
     total = tl.zeros((BLOCK_R, PADDED), COMPUTE)
@@ -50,19 +58,24 @@ def finish_columns(
     BLOCK_R: tl.constexpr,
 ):
     """dA and dd₀ of BLOCK_C input channels."""
-    c = tl.arange(0, PADDED)
+    c = column_pairs(PADDED)
     column = n * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (column < C)[:, None] & (c < C)[None, :]  # [in, out]
     offsets = column[:, None] + c[None, :] * C  # of A [out, in]
-    dbias = sum_rows(dbias_ptr, rows, C, c, c < C, COMPUTE, PADDED, BLOCK_R)
+    BLOCK_S: tl.constexpr = BLOCK_R // BLOCK_C if BLOCK_R > BLOCK_C else 1
+    total = tl.zeros((BLOCK_S, BLOCK_C, PADDED), COMPUTE)
+    bias = tl.zeros((BLOCK_S, PADDED), COMPUTE)
+    inner = column[:, None] * C + c[None, :]
+    for first in runtime_range(0, tl.maximum(rows, shares), BLOCK_S, num_stages=1):  # both at once: one wait
+        row = first + tl.arange(0, BLOCK_S)
+        far = row.to(tl.int64)
+        there = (row < rows)[:, None] & (c < C)[None, :]
+        if NEED_POINTWISE_WEIGHT:
+            share_offsets = far[:, None, None] * (C * C) + inner[None, :, :]
+            total += tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)
+        bias += tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)
+    dbias = tl.sum(bias, 0)
     if NEED_POINTWISE_WEIGHT:
-        BLOCK_S: tl.constexpr = BLOCK_R // BLOCK_C if BLOCK_R > BLOCK_C else 1
-        total = tl.zeros((BLOCK_S, BLOCK_C, PADDED), COMPUTE)
-        inner = column[:, None] * C + c[None, :]
-        for first in runtime_range(0, shares, BLOCK_S, num_stages=1):
-            share = first + tl.arange(0, BLOCK_S)
-            share_offsets = share.to(tl.int64)[:, None, None] * (C * C) + inner[None, :, :]
-            total += tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & mask[None], other=0.0)
         d = tl.load(depthwise_bias_ptr + column, mask=column < C, other=0.0).to(COMPUTE)
         da = tl.sum(total, 0) + d[:, None] * dbias[None, :]
         da -= (tl.sum(da, 1) / C)[:, None]
@@ -86,7 +99,7 @@ def finish_norm_bias(
     BLOCK_R: tl.constexpr,
 ):
     """dβ = Σ s·Σ_t g."""
-    c = tl.arange(0, PADDED)
+    c = column_pairs(PADDED)
     total = tl.zeros((BLOCK_R, PADDED), COMPUTE)
     for first in runtime_range(0, windows, BLOCK_R, num_stages=1):
         row = first + tl.arange(0, BLOCK_R)
@@ -251,7 +264,7 @@ def finish_gradients(
             BLOCK_R,
         )
     elif n < COLUMN_PROGRAMS + 3 + K:
-        c = tl.arange(0, PADDED)
+        c = column_pairs(PADDED)
         real = c < C
         which = n - COLUMN_PROGRAMS
         if which == 0:

@@ -4,7 +4,11 @@ Reads the clip, writes the output, and nothing between touches memory. Up to 128
 walked in four chunks, so that a tile's registers hold one chunk of the convolution beside the product's accumulator.
 
 One program walks tiles n, n + programs, ... of all windows: the pointwise weight then stays in shared memory. A tile is
-BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution.
+BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution. Windows stand in one row,
+JOINED − W ≥ K // 2 frames of padding after each, and a tile may hold the end of one and the beginning of the next: were
+each window a whole number of tiles, B = 32, P = 3 and W = 800 would give 672, six rounds of 132 programs. It gives 644.
+
+The next tile's first channels are read while this one is finished: before channels AHEAD·BLOCK_C are stored; 4: after.
 """
 
 import triton
@@ -12,13 +16,23 @@ import triton.language as tl
 from torch import Tensor
 
 from .call import Call
-from .depthwise import depthwise
+from .depthwise import depthwise_folded
 from .interpolation import channel_offsets
 from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
 from .moments import tile_moments
 from .operands import multiply, split
-from .source import place_frames, read_frames
+from .source import interpolated, place_joined, read_at
+
+
+@triton.jit
+def tile_frames(tile_id, j, OWN: tl.constexpr, HALO: tl.constexpr, JOINED: tl.constexpr):
+    """(pair, t0, t, second): a tile's frames are those of window `pair` from t0 on, or of the next one where second."""
+    first = tile_id.to(tl.int64) * OWN
+    pair = (first // JOINED).to(tl.int32)
+    t0 = (first - pair.to(tl.int64) * JOINED).to(tl.int32) - HALO
+    second = t0 + j >= JOINED
+    return pair, t0, t0 + j - tl.where(second, JOINED, 0), second
 
 
 @triton.jit
@@ -36,6 +50,7 @@ def windowed_tonality_forward(
     out_ptr,  # [B, P, C, W]
     T,
     tiles,  # of all windows
+    pairs,  # B·P
     stride_b,  # of source; the strides in capitals are compiled in: as run-time values they cost spills
     stride_p,
     P: tl.constexpr,
@@ -50,52 +65,50 @@ def windowed_tonality_forward(
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     HALO: tl.constexpr,
+    JOINED: tl.constexpr,
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
     HOIST: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     BLOCK_C: tl.constexpr = PADDED // 4
-    TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
     j = tl.arange(0, BLOCK_T)
     c = tl.arange(0, BLOCK_C)
     out_c = tl.arange(0, PADDED)
     weight_offsets = out_c[None, :] * PADDED + c[:, None]  # [BLOCK_C in, PADDED out]
-    bias = tl.load(pointwise_bias_ptr + out_c)
     weights = ()
     if HOIST:
         for n in tl.static_range(4):
             hi = tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C)
             lo = tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C) if PRECISION == "bf16x3" else hi
             weights = weights + ((hi, lo),)
+    wide_c = c.to(tl.int64)  # in 64 bits, constants in an offset become part of the load
+    if AHEAD < 4:
+        pair, t0, t, second = tile_frames(tl.program_id(0), j, OWN, HALO, JOINED)
+        frame_ptr, w0, w1 = place_joined(
+            source_ptr, start_ptr, ratio_ptr, pair, pairs, second, t0, t, T, stride_b, stride_p,
+            P, W, STRIDE_T, RESAMPLE, COMPUTE,
+        )  # fmt: skip
+        read = read_at(frame_ptr, wide_c, (t >= 0) & (t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
     for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
-        pair = tile_id // TILES_PER_WINDOW
-        t0 = (tile_id - pair * TILES_PER_WINDOW) * OWN - HALO
-        t = t0 + j
+        pair, t0, t, second = tile_frames(tile_id, j, OWN, HALO, JOINED)
         inside = (t >= 0) & (t < W)
-        strength = tl.load(strength_ptr + pair).to(COMPUTE)
-        tile_ptr, i, w0, w1 = place_frames(
-            source_ptr,
-            start_ptr,
-            ratio_ptr,
-            pair,
-            t0,
-            t,
-            T,
-            stride_b,
-            stride_p,
-            P,
-            W,
-            STRIDE_T,
-            RESAMPLE,
-            BLOCK_T,
-            COMPUTE,
-        )
-        u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
+        next_strength = tl.load(strength_ptr + tl.minimum(pair + 1, pairs - 1))
+        strength = tl.where(second, next_strength, tl.load(strength_ptr + pair)).to(COMPUTE)
+        if AHEAD == 4:
+            frame_ptr, w0, w1 = place_joined(
+                source_ptr, start_ptr, ratio_ptr, pair, pairs, second, t0, t, T, stride_b, stride_p,
+                P, W, STRIDE_T, RESAMPLE, COMPUTE,
+            )  # fmt: skip
+            read = read_at(frame_ptr, wide_c, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+        u = tl.broadcast_to(tl.load(pointwise_bias_ptr + out_c)[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
-            y = read_frames(tile_ptr, c + n * BLOCK_C, i, w0, w1, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
-            z = depthwise(y, c + n * BLOCK_C, j, depthwise_ptr, K, PADDED, BLOCK_C)
+            if n > 0:
+                read = read_at(frame_ptr, wide_c + n * BLOCK_C, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+            y = interpolated(read, w0, w1, RESAMPLE)
+            z = depthwise_folded(y, c + n * BLOCK_C, depthwise_ptr, K, PADDED)
             z_hi, z_lo = split(z, PRECISION)
             if HOIST:
                 hi, lo = weights[n]
@@ -105,7 +118,8 @@ def windowed_tonality_forward(
             u = multiply(z_hi, z_lo, hi, lo, u, PRECISION)
             ys = ys + (y,)
 
-        scale = strength * tl.rsqrt(tl.sum(u * u, 1) / C + EPS)  # [BLOCK_T]
+        u *= tl.rsqrt(tl.sum(u * u, 1) / C + EPS)[:, None]
+        scale = strength
         if RESTORE:
             mean, spread = tile_moments(ys, c, C, PADDED, BLOCK_C, EPS)
             scale *= spread
@@ -114,18 +128,31 @@ def windowed_tonality_forward(
         u0, u2 = tl.split(even)
         u1, u3 = tl.split(odd)
         us = (u0, u1, u2, u3)
-        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W)
+        # A gather of each row from itself: only its layout counts. Without it the compiler finishes in the product's
+        # layout, and brings not only u into that of the stores but also y into that of the product.
+        rows = tl.broadcast_to(j[:, None], (BLOCK_T, BLOCK_C))
+        scales = tl.gather(tl.broadcast_to(scale[:, None], (BLOCK_T, BLOCK_C)), rows, 0)
+        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | ~second)
         out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
+        out_t = t.to(tl.int64) + tl.where(second, C * W, 0)
         for n in tl.static_range(4):
+            if n == AHEAD:  # the next tile's first channels are on their way while this one is finished
+                next_id = tl.minimum(tile_id + tl.num_programs(0), tiles - 1)
+                next_pair, next_t0, next_t, next_second = tile_frames(next_id, j, OWN, HALO, JOINED)
+                frame_ptr, w0, w1 = place_joined(
+                    source_ptr, start_ptr, ratio_ptr, next_pair, pairs, next_second, next_t0, next_t, T,
+                    stride_b, stride_p, P, W, STRIDE_T, RESAMPLE, COMPUTE,
+                )  # fmt: skip
+                read = read_at(frame_ptr, wide_c, (next_t >= 0) & (next_t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
             cn = c + n * BLOCK_C
             gamma = tl.load(norm_weight_ptr + cn)[None, :]
             beta = tl.load(norm_bias_ptr + cn)[None, :]
-            kept = (1 - strength) * ys[n]
+            out = (1 - strength)[:, None] * ys[n]
             if RESTORE:
-                kept += level[:, None]
-            out = kept + (us[n] * scale[:, None]) * gamma + strength * beta
+                out += level[:, None]
+            out += (us[n] * scales) * gamma + strength[:, None] * beta
             mask = own[:, None] & (cn < C)[None, :] if C != PADDED else own[:, None]
-            out_offsets = channel_offsets(cn, C, PADDED, W)[None, :] + t[:, None]
+            out_offsets = channel_offsets(cn, C, PADDED, W)[None, :] + out_t[:, None]
             tl.store(out_tile_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -140,7 +167,9 @@ def windowed_tonality(call: Call, out: Tensor) -> None:
     batch, pairs, channels, window = call.shape
     config = call.configuration("windowed_tonality_forward")
     own = config.constants["BLOCK_T"] - 2 * call.halo
-    tiles = batch * pairs * triton.cdiv(window, own)
+    # The gap between windows, of at least K // 2 frames, is the padding of both; a tile meets no third window.
+    joined = max(4 * triton.cdiv(window + call.taps // 2, 4), config.constants["BLOCK_T"])
+    tiles = triton.cdiv(batch * pairs * joined, own)
     arguments = {
         **call.source.arguments(pairs),
         "strength_ptr": call.strength,
@@ -152,6 +181,8 @@ def windowed_tonality(call: Call, out: Tensor) -> None:
         "norm_bias_ptr": call.prepared.norm_bias,
         "out_ptr": out,
         "tiles": tiles,
+        "pairs": batch * pairs,
+        "JOINED": joined,
         "EPS": call.eps,
         "RESTORE": call.restore,
         "K": call.taps,

@@ -127,6 +127,29 @@ def source_frames(t, window, tile, W, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def either(second, ones, others):
+    """Of two tuples of three or four scalars, the latter where `second`."""
+    chosen = ()
+    for n in tl.static_range(len(ones)):
+        chosen = chosen + (tl.where(second, others[n], ones[n]),)
+    return chosen
+
+
+@triton.jit
+def joined_frames(t, second, window, tile, next_window, next_tile, W, COMPUTE: tl.constexpr):
+    """`source_frames` of a tile whose frames t are the next window's where `second`, relative to each window's base."""
+    one = (
+        tile[0],
+        tl.where(second, next_tile[1], tile[1]),
+        either(second, tile[2], next_tile[2]),
+        either(second, tile[3], next_tile[3]),
+        either(second, tile[4], next_tile[4]),
+    )
+    poison = tl.where(second, next_window[4], window[4])
+    return source_frames(t, (window[0], window[1], window[2], window[3], poison), one, W, COMPUTE)
+
+
+@triton.jit
 def position_slopes(t, window, tile, T, W, COMPUTE: tl.constexpr):
     """(∂p/∂start, ∂p/∂ratio) [BLOCK_T] in COMPUTE: right-hand derivatives, 0 outside the window.
 

@@ -2,11 +2,11 @@
 
 Precision of the product
 ------------------------
-`"ieee"` and `"fp64"`: as is. `"tf32"`: tensor cores, 10 bits of mantissa. `"bf16"`: operands rounded to bfloat16.
-`"bf16x3"`: each operand as the sum of two bfloat16 numbers, hi + lo, and three of the four products. Each operand then
-has 17 bits, and the product left out is of the size of the last one: a relative error of up to 3·2⁻¹⁸ = 1.1e-5 (twice
-that where two products follow one another, backward), some twenty times that of true float32. The fourth product alone
-would not mend it. All accumulate in float32 (`"fp64"` in float64).
+`"ieee"` and `"fp64"`: as is. `"tf32"`: tensor cores, 10 bits of mantissa (backward, `joint` takes `"bf16x3"` in its
+place). `"bf16"`: operands rounded to bfloat16. `"bf16x3"`: each operand as the sum of two bfloat16 numbers, hi + lo,
+and three of the four products. Each operand then has 17 bits, and the product left out is of the size of the last one:
+a relative error of up to 3·2⁻¹⁸ = 1.1e-5 (twice that where two products follow one another, backward), some twenty
+times that of true float32. The fourth product alone would not mend it. All accumulate in float32 (`"fp64"` in float64).
 
 Three TF32 products (22 bits) would be as exact as float32; as of now they do not fit: 40.5 instructions per output
 forward in Triton 3.6, and backward either spills or exceeds the shared memory of sm_90.

@@ -38,6 +38,8 @@ def prepare_weights(
     depthwise_ptr,  # out: [K, PADDED]
     hi_ptr,  # out: A' [PADDED, PADDED] (output, input), in the dtype the product takes
     lo_ptr,  # out: A' − hi, only for "bf16x3"
+    half_hi_ptr,  # out: A' as for "bf16x3", only for "tf32": its backward pass may multiply like that
+    half_lo_ptr,
     vectors_ptr,  # out: [3, PADDED]: b', norm_weight, norm_bias
     C: tl.constexpr,
     K: tl.constexpr,
@@ -63,6 +65,10 @@ def prepare_weights(
         tl.store(hi_ptr + offsets, hi)
         if PRECISION == "bf16x3":
             tl.store(lo_ptr + offsets, lo)
+        if PRECISION == "tf32":
+            half_hi, half_lo = split(a, "bf16x3")
+            tl.store(half_hi_ptr + offsets, half_hi)
+            tl.store(half_lo_ptr + offsets, half_lo)
     else:
         square = row[:, None] * C + row[None, :]  # Triton wants one type per name across branches: not `a` again
         whole = tl.load(pointwise_weight_ptr + square, mask=real[:, None] & real[None, :], other=0.0).to(COMPUTE)
@@ -86,6 +92,7 @@ class Prepared(NamedTuple):
     bias: Tensor  # [PADDED], centred, the depthwise bias folded in
     norm: Tensor  # [PADDED]
     norm_bias: Tensor  # [PADDED]
+    operand: Split  # the pointwise one as `joint` takes it: for "tf32" like that of "bf16x3"
 
 
 def room(weights: Weights, precision: str) -> tuple[torch.dtype, int]:
@@ -94,7 +101,7 @@ def room(weights: Weights, precision: str) -> tuple[torch.dtype, int]:
     compute = compute_dtype(weights.norm_weight.dtype)
     padded = triton.cdiv(channels, 64) * 64
     halves = 2 if precision in ("bf16x3", "bf16") and compute == torch.float32 else 1
-    operands = 2 if precision == "bf16x3" else 1
+    operands = 2 if precision == "bf16x3" or (precision == "tf32" and channels <= FUSED_CHANNELS) else 1
     return compute, (taps + 3) * padded + operands * padded**2 // halves
 
 
@@ -108,14 +115,17 @@ def lay_out(memory: Tensor, weights: Weights, precision: str) -> Prepared:
         rest = rest.view(torch.bfloat16)
     hi = rest[: padded**2].view(padded, padded)
     lo = rest[padded**2 :].view(padded, padded) if precision == "bf16x3" else hi
-    return Prepared(depthwise, Split(hi, lo), *vectors)
+    operand = Split(hi, lo)
+    if precision == "tf32" and channels <= FUSED_CHANNELS:
+        operand = Split(*rest[padded**2 :].view(torch.bfloat16).view(2, padded, padded))
+    return Prepared(depthwise, Split(hi, lo), *vectors, operand)
 
 
 def prepare(weights: Weights, target: Target, precision: str, memory: Tensor) -> Prepared:
     """One launch; for more than 128 channels a few PyTorch calls, which are then small beside the rest."""
     channels, _, taps = weights.depthwise_weight.shape
     prepared = lay_out(memory, weights, precision)
-    depthwise, (hi, lo), *_ = prepared
+    depthwise, (hi, lo) = prepared.depthwise, prepared.pointwise
     padded = depthwise.shape[1]
     vectors = memory[: 3 * padded].view(3, padded)
     if channels > FUSED_CHANNELS:
@@ -127,6 +137,8 @@ def prepare(weights: Weights, target: Target, precision: str, memory: Tensor) ->
         "depthwise_ptr": depthwise,
         "hi_ptr": hi,
         "lo_ptr": lo,
+        "half_hi_ptr": prepared.operand.hi,
+        "half_lo_ptr": prepared.operand.lo,
         "vectors_ptr": vectors,
         "C": channels,
         "K": taps,

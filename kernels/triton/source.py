@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .interpolation import channel_offsets, frame_offsets, place_tile, read_window, source_frames
+from .interpolation import channel_offsets, frame_offsets, joined_frames, place_tile, read_window, source_frames
 
 
 class Source(NamedTuple):
@@ -72,6 +72,76 @@ def place_frames(
     else:
         unused = tl.zeros((BLOCK_T,), COMPUTE)
         return batch_ptr + (pair - b * P).to(tl.int64) * stride_p, t, unused, unused
+
+
+@triton.jit
+def place_joined(
+    source_ptr,
+    start_ptr,
+    ratio_ptr,
+    pair,
+    pairs,
+    second,
+    t0,
+    t,
+    T,
+    stride_b,
+    stride_p,
+    P: tl.constexpr,
+    W: tl.constexpr,
+    STRIDE_T: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """(frame_ptr, w0, w1) [BLOCK_T] for the frames t of window `pair` and, where `second`, of the next one."""
+    following = tl.minimum(pair + 1, pairs - 1)
+    b = pair // P
+    b_next = following // P
+    batch_ptr = source_ptr + b.to(tl.int64) * stride_b
+    step = (b_next - b).to(tl.int64) * stride_b
+    if RESAMPLE:
+        window = read_window(start_ptr, ratio_ptr, pair, T, W, COMPUTE)
+        tile = place_tile(window, t0, T, COMPUTE)
+        next_window = read_window(start_ptr, ratio_ptr, following, T, W, COMPUTE)
+        next_tile = place_tile(next_window, 0, T, COMPUTE)
+        i, w0, w1 = joined_frames(t, second, window, tile, next_window, next_tile, W, COMPUTE)
+        step += (next_tile[0] - tile[0]).to(tl.int64) * STRIDE_T
+        tile_ptr = batch_ptr + tile[0].to(tl.int64) * STRIDE_T
+        return tile_ptr + (frame_offsets(i, STRIDE_T) + tl.where(second, step, 0)), w0, w1
+    else:
+        step += ((following - b_next * P) - (pair - b * P)).to(tl.int64) * stride_p
+        unused = tl.zeros(t.shape, COMPUTE)
+        tile_ptr = batch_ptr + (pair - b * P).to(tl.int64) * stride_p
+        return tile_ptr + (frame_offsets(t, STRIDE_T) + tl.where(second, step, 0)), unused, unused
+
+
+@triton.jit
+def read_at(
+    frame_ptr,
+    c,
+    inside,
+    C: tl.constexpr,
+    SPAN: tl.constexpr,
+    STRIDE_C: tl.constexpr,
+    STRIDE_T: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+):
+    """What `interpolated` makes y of, from the frames at frame_ptr [BLOCK_T]: (left, right), or (y, y)."""
+    ptr = frame_ptr[:, None] + channel_offsets(c, C, SPAN, STRIDE_C)[None, :]
+    if RESAMPLE:
+        return tl.load(ptr), tl.load(ptr + STRIDE_T)
+    else:
+        y = tl.load(ptr, mask=inside[:, None], other=0.0)
+        return y, y
+
+
+@triton.jit
+def interpolated(read, w0, w1, RESAMPLE: tl.constexpr):
+    """y [BLOCK_T, channels] of what `read_at` has read."""
+    if RESAMPLE:
+        return read[0].to(w0.dtype) * w0[:, None] + read[1].to(w0.dtype) * w1[:, None]
+    else:
+        return read[0].to(w0.dtype)
 
 
 @triton.jit

@@ -48,7 +48,10 @@ Kernels, in their order; a gradient that nobody needs switches its part, or its 
     recompute_windows   x -> z, moments of y by blocks of channels; start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every
                         frame, once for all channels
                                                                   scratch      (`depthwise`)
-    norm_backward       z, g, moments -> du, Σ_c g·(v − β), what dy gains by m and σ, partial dâ, dγ
+    joint_backward      z, g, moments -> dz, Σ_c g·(v − β), what dy gains by m and σ, partial dÂ, dâ, dγ
+                                                                  scratch      (`joint`)
+        or, on sm_80, in float64 and for rows that are not whole multiples of 4 frames, two kernels:
+    norm_backward       z, g, moments -> du, and all of the above but dz and dÂ
                                                                   scratch      (`pointwise`)
     product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise`)
     window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g                        (`windows`)
@@ -61,30 +64,30 @@ Sums over programs are made from partials in a fixed order: no atomics, so every
 
 Nothing is computed that nobody needs. Launches:
 
-    every gradient          prepare, recompute, norm, product, window, finish, dx    7
-    weights frozen          prepare, recompute, norm, product, window, finish, dx    7
-    start and ratio         prepare, recompute, norm, product, window, finish        6
-    strength alone          prepare, recompute, norm, window (no convolution), finish    5
-    norm_weight alone       prepare, recompute, norm, finish                         4
+    every gradient          prepare, recompute, joint, window, finish, dx            6
+    weights frozen          prepare, recompute, joint, window, finish, dx            6
+    start and ratio         prepare, recompute, joint, window, finish                5
+    strength alone          prepare, recompute, joint, window (no convolution), finish    5
+    norm_weight alone       prepare, recompute, joint, finish                        4
     norm_bias alone         prepare, window (its sums alone), finish                 3
 
-(`product` counts twice where dz and the weight's gradient are computed separately: sm_80 and float64.)
+(Where there are two kernels, `norm` stands for `joint`, and `product` follows where dz or dÂ is needed: twice where
+these two are computed separately, which is on sm_80 and in float64.)
 
-Scratch: z, du, dz and dy, each [B, P, C, W] in the compute dtype; 39.3 MB each at B = 32, P = 3, C = 128, W = 800 in
-float32. z and du are stored as the tensor cores take them, dz and dy as PyTorch would pass them on: half as large for a
-bfloat16 signal. Partial sums take [programs, C, C] and less.
+Scratch: z, dz and dy, and du where there are two kernels, each [B, P, C, W] in the compute dtype; 39.3 MB each at B =
+32, P = 3, C = 128, W = 800 in float32. z and du are stored as the tensor cores take them, dz and dy as PyTorch would
+pass them on: half as large for a bfloat16 signal. Partial sums take [programs, C, C] and less.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..weights import Weights
-from . import depthwise, finish, fused, pointwise, wide, windows
+from . import depthwise, finish, fused, joint, pointwise, wide, windows
 from .call import Call, Normed, Windowed
 from .configurations import Target
 from .launch import FUSED_CHANNELS, precision_of, target_of
@@ -181,7 +184,6 @@ def backward(
 
 def _chain(call: Call, grad_out: Tensor, weights: Weights, needs: Needs) -> tuple[Tensor | None, Grads, Grads]:
     """Gradients of y, of start and ratio, of strength and the weights: the stages in their order, as far as needed."""
-    products: ModuleType = wide if grad_out.shape[2] > FUSED_CHANNELS else pointwise
     place = needs.start or needs.ratio
     need_dz = needs.dy is not None or place or needs.depthwise_weight
     need_du = need_dz or needs.pointwise_weight
@@ -192,19 +194,20 @@ def _chain(call: Call, grad_out: Tensor, weights: Weights, needs: Needs) -> tupl
     if need_du or need_bias or needs.strength or needs.norm_weight:
         need_y = place or needs.depthwise_weight or needs.strength or need_restored
         z, placed, moments = depthwise.recompute(call, places=need_y, slopes=place)
-        normed = products.norm_gradients(
-            call,
-            grad_out,
-            z,
-            moments,
-            du=need_du,
-            bias=need_bias,
-            norm=needs.norm_weight,
-            heard=needs.strength,
-            restored=need_restored,
-        )
-        if normed.du is not None and need_du:
-            dz, dproduct = products.product_gradients(call, z, normed.du, dz=need_dz, weight=needs.pointwise_weight)
+        sums = {
+            "bias": need_bias,
+            "norm": needs.norm_weight,
+            "heard": needs.strength,
+            "restored": need_restored,
+        }
+        products = {"dz": need_dz, "weight": needs.pointwise_weight}
+        if config := call.joint:
+            normed, dz, dproduct = joint.gradients(call, grad_out, z, moments, config, **products, **sums)
+        else:
+            apart = wide if grad_out.shape[2] > FUSED_CHANNELS else pointwise
+            normed = apart.norm_gradients(call, grad_out, z, moments, du=need_du, **sums)
+            if normed.du is not None and need_du:
+                dz, dproduct = apart.product_gradients(call, z, normed.du, **products)
     if need_dz or need_sums:
         windowed = windows.gradients(
             call,

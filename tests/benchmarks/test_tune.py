@@ -86,6 +86,15 @@ def test_launches_with_memory_in_their_tensors() -> None:
     assert 0 <= float(start.min()) < float(start.max()) <= 390
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_one_kernel_and_the_two_in_its_place(precision: str) -> None:
+    """Each is found among the launches, whichever the table would have."""
+    for kernel, others in (("joint_backward", set()), ("norm_backward", {"product_backward"})):
+        names = {one.name for one in tune.launches(Job(kernel, precision, 0), 90, 132)}
+        assert {kernel, *others} <= names
+        assert ("joint_backward" in names) == (kernel == "joint_backward")
+
+
 def test_without_a_gpu_it_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")

@@ -24,8 +24,9 @@ def small(device: torch.device) -> list[Tensor]:
     return [(v[:1] if n < 4 else v).to(device) for n, v in enumerate(values)]
 
 
+@pytest.mark.parametrize("window", [6, 8])
 @pytest.mark.parametrize(("seed", "restore"), [(0, "none"), (1, "none"), (2, "none"), (0, "frame"), (3, "frame")])
-def test_subsets_and_layouts(seed: int, restore: str, device: torch.device) -> None:
+def test_subsets_and_layouts(seed: int, restore: str, window: int, device: torch.device) -> None:
     """Which tensors need a gradient, and which of them are strided, is drawn; the first time all are and do."""
     draw = random.Random(seed)
     values = small(device)
@@ -34,7 +35,7 @@ def test_subsets_and_layouts(seed: int, restore: str, device: torch.device) -> N
     needed = draw.sample(range(len(NAMES)), len(NAMES) if seed == 0 else draw.randint(1, 3))
     for n in needed:
         values[n].requires_grad_()
-    assert gradcheck(lambda *v: windowed_tonality(*v, 6, restore=restore, backend="triton"), values)
+    assert gradcheck(lambda *v: windowed_tonality(*v, window, restore=restore, backend="triton"), values)
 
 
 @pytest.mark.parametrize("restore", ["none", "frame"])

@@ -48,6 +48,9 @@ def crafted_cases() -> Iterator[Case]:
         asked = frozenset(argument_names(function) if needs is None else needs)
         return dataclasses.replace(PLAIN, function=function, needs=asked, seed=seed, **changes)
 
+    # windows of whole multiples of 4 frames: z to dz in one kernel
+    yield case("windowed_tonality", 40, window=76, channels=17, batch=1, taps=3)
+    yield case("tonality_blend", 41, window=36, channels=66, batch=1, taps=1, restore="frame")
     for seed in range(8, 16):
         yield case("resample_windows", seed, pairs=3, batch=1)
     yield case("resample_windows", 16, frames=97, window=61, layout="sliced", channels=70, grad_layout="transposed")
@@ -166,16 +169,18 @@ def check_three_products() -> None:
     from adaptive_window.kernels.triton.configurations import Target
     from adaptive_window.kernels.triton.launch import use_target
 
-    case = dataclasses.replace(PLAIN, dtype=torch.float32, batch=1, channels=17, taps=3)
-    values = arguments(case)
-    grad = laid_out((1, case.pairs, case.channels, case.window), "plain", case.dtype, torch.Generator().manual_seed(3))
-    with corrected_arithmetic(), use_target(Target(0, 3, "bf16x3")):
-        out, grads = run(case, "triton", grad, values)
-    wide = {name: value.double() for name, value in values.items()}
-    exact, exact_grads = run(dataclasses.replace(case, dtype=torch.float64), "reference", grad.double(), wide)
-    for name, mine, truth in (("output", out, exact), *((n, g, exact_grads[n]) for n, g in grads.items())):
-        error = relative_error(mine, truth)
-        assert error <= 2.0**-13, f"three products, {name}: relative error {error:.1e}"
+    for precision, window in (("bf16x3", PLAIN.window), ("tf32", 24)):  # TF32's gradients: in `joint_backward`
+        case = dataclasses.replace(PLAIN, dtype=torch.float32, batch=1, channels=17, taps=3, window=window)
+        values = arguments(case)
+        grad = laid_out((1, case.pairs, case.channels, window), "plain", case.dtype, torch.Generator().manual_seed(3))
+        with corrected_arithmetic(), use_target(Target(0, 3, precision)):
+            out, grads = run(case, "triton", grad, values)
+        wide = {name: value.double() for name, value in values.items()}
+        exact, exact_grads = run(dataclasses.replace(case, dtype=torch.float64), "reference", grad.double(), wide)
+        results = {**grads, "output": out} if precision == "bf16x3" else grads
+        for name, mine in results.items():
+            error = relative_error(mine, exact if name == "output" else exact_grads[name])
+            assert error <= 2.0**-13, f"{precision} as three products, {name}: relative error {error:.1e}"
 
 
 def check_poisoned_windows() -> None:

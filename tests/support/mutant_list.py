@@ -108,11 +108,36 @@ _TONALITY = [
 ]
 
 _FORWARD = [
+    Mutant("tiles do not overlap", "tile_frames", "tile_id.to(tl.int64) * OWN", "tile_id.to(tl.int64) * (OWN + HALO)"),
+    Mutant("second window as the first", "tile_frames", "t0 + j >= JOINED", "t0 + j < 0"),
+    Mutant("second window begins early", "tile_frames", "t0 + j >= JOINED", "t0 + j >= JOINED - 4"),
     Mutant(
-        "tiles do not overlap",
+        "second window's clip forgotten", "place_joined", "(b_next - b).to(tl.int64) * stride_b", "b.to(tl.int64) * 0"
+    ),
+    Mutant("second window's place forgotten", "place_joined", "(next_tile[0] - tile[0])", "(tile[0] - tile[0])"),
+    Mutant("second window's ratio forgotten", "joined_frames", "either(second, tile[2], next_tile[2])", "tile[2]"),
+    Mutant("second window's clamp forgotten", "joined_frames", "either(second, tile[4], next_tile[4])", "tile[4]"),
+    Mutant(
+        "second window's poison forgotten", "joined_frames", "tl.where(second, next_window[4], window[4])", "window[4]"
+    ),
+    Mutant(
+        "second window's strength forgotten",
         "windowed_tonality_forward",
-        "(tile_id - pair * TILES_PER_WINDOW) * OWN",
-        "(tile_id - pair * TILES_PER_WINDOW) * BLOCK_T",
+        "tl.where(second, next_strength, tl.load(strength_ptr + pair))",
+        "tl.load(strength_ptr + pair) + 0 * t",
+    ),
+    Mutant("frames behind the last window", "windowed_tonality_forward", "((pair + 1 < pairs) | ~second)", "(t < W)"),
+    Mutant(
+        "the next tile's channels are this one's",
+        "windowed_tonality_forward",
+        "tl.minimum(tile_id + tl.num_programs(0), tiles - 1)",
+        "tile_id",
+    ),
+    Mutant(
+        "neighbour's frames from the wrong side",
+        "at_distance",
+        "tl.arange(0, ROWS) + DISTANCE // 4",
+        "tl.arange(0, ROWS) - DISTANCE // 4",
     ),
     Mutant("first own frame left out", "windowed_tonality_forward", "j >= HALO", "j > HALO"),
     Mutant("halo stored as well", "windowed_tonality_forward", "(j >= HALO) & (j < BLOCK_T - HALO)", "j >= HALO"),
@@ -129,11 +154,16 @@ _FORWARD = [
         "tl.sum(u * u, 1) / PADDED",
     ),
     Mutant("eps left out", "windowed_tonality_forward", "tl.sum(u * u, 1) / C + EPS", "tl.sum(u * u, 1) / C"),
-    Mutant("blend keeps all of y", "windowed_tonality_forward", "(1 - strength) * ys[n]", "ys[n]"),
-    Mutant("blend: bias unscaled", "windowed_tonality_forward", "strength * beta", "beta"),
+    Mutant("blend keeps all of y", "windowed_tonality_forward", "(1 - strength)[:, None] * ys[n]", "ys[n]"),
+    Mutant("blend: bias unscaled", "windowed_tonality_forward", "strength[:, None] * beta", "beta"),
     Mutant("window offsets in 32 bits", "windowed_tonality_forward", "pair.to(tl.int64)", "pair"),
     Mutant("clip offsets in 32 bits", "place_frames", "b.to(tl.int64)", "b"),
-    Mutant("every program takes every tile", "windowed_tonality_forward", "tl.num_programs(0)", "1"),
+    Mutant(
+        "every program takes every tile",
+        "windowed_tonality_forward",
+        "runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1)",
+        "runtime_range(tl.program_id(0), tiles, 1, num_stages=1)",
+    ),
     Mutant(
         "windows read beyond their end",
         "read_frames",
@@ -145,6 +175,12 @@ _FORWARD = [
         "read_frames",
         "tl.load(frame_ptr).to(w0.dtype) * w0[:, None]",
         "(tl.load(frame_ptr) * w0.to(source_ptr.dtype.element_ty)[:, None]).to(w0.dtype)",
+    ),
+    Mutant(
+        "windows read beyond their end, forward",
+        "read_at",
+        "tl.load(ptr, mask=inside[:, None], other=0.0)",
+        "tl.load(ptr)",
     ),
     Mutant("wide: second chunk's squares forgotten", "norm_blend", "squares += u * u", "squares = u * u"),
 ]
@@ -232,6 +268,74 @@ _BACKWARD = [
         "tl.program_id(0).to(tl.int64) * 0",
     ),
     Mutant("product read beyond the window", "product_backward", "t < W", "t <= W"),
+    Mutant("in one: read beyond the window", "joint_backward", "(t < W)[None, :]", "(t <= W)[None, :]"),
+    Mutant(
+        "in one: heard beyond the window",
+        "joint_backward",
+        "tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)",
+        "tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t <= W)",
+    ),
+    Mutant("in one: padded channels read", "joint_backward", "mask = mask & (c < C)[:, None]", "pass"),
+    Mutant(
+        "in one: variance of padded channels", "joint_backward", "tl.sum(u * u, 0) / C", "tl.sum(u * u, 0) / PADDED"
+    ),
+    Mutant("in one: eps left out", "joint_backward", "tl.sum(u * u, 0) / C + EPS", "tl.sum(u * u, 0) / C"),
+    Mutant("in one: LayerNorm's second term", "joint_backward", "heard / C", "heard / PADDED"),
+    Mutant("in one: heard without γ", "joint_backward", "tl.sum(gg * u, 0)", "tl.sum(g * u, 0)"),
+    Mutant(
+        "in one: u without bias",
+        "joint_backward",
+        "tl.load(pointwise_bias_ptr + c)",
+        "tl.load(pointwise_bias_ptr + c) * 0",
+    ),
+    Mutant(
+        "in one: dγ without its scale",
+        "joint_backward",
+        "fold_columns(g * u * scale[None, :], PADDED, BLOCK_T)",
+        "fold_columns(g * u * inverse[None, :], PADDED, BLOCK_T)",
+    ),
+    Mutant(
+        "in one: dâ of the last tile alone",
+        "joint_backward",
+        "dbias += fold_columns(du, PADDED, BLOCK_T)",
+        "dbias = fold_columns(du, PADDED, BLOCK_T)",
+    ),
+    Mutant(
+        "in one: dγ of the last tile alone",
+        "joint_backward",
+        "dnorm += fold_columns(g * u * scale[None, :], PADDED, BLOCK_T)",
+        "dnorm = fold_columns(g * u * scale[None, :], PADDED, BLOCK_T)",
+    ),
+    Mutant(
+        "in one: dÂ of the last tile alone",
+        "joint_backward",
+        "total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)",
+        "total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total * 0, PRECISION)",
+        count=2,
+        nth=1,
+    ),
+    Mutant(
+        "in one: dz by the weight not turned",
+        "joint_backward",
+        "multiply(tl.trans(hi), tl.trans(lo), du_hi, du_lo, dz, PRECISION)",
+        "multiply(hi, lo, du_hi, du_lo, dz, PRECISION)",
+    ),
+    Mutant("in one: windows in 32 bits", "joint_backward", "pair.to(tl.int64) * (C * W)", "pair * (C * W)"),
+    Mutant("in one: partials share one row", "joint_backward", "dbias_ptr + program * C + c", "dbias_ptr + c"),
+    Mutant("in one: every program takes every tile", "joint_backward", "tl.num_programs(0)", "1"),
+    Mutant(
+        "in one: frames forgotten",
+        "fold_columns",
+        "tl.sum(tl.sum(tl.reshape(q, (PADDED, BLOCK_T // 8, 4, 2)), 3), 1)",
+        "tl.max(tl.sum(tl.reshape(q, (PADDED, BLOCK_T // 8, 4, 2)), 3), 1)",
+    ),
+    Mutant("in one, restored: du without spread", "joint_backward", "strength * spread", "strength + 0 * spread"),
+    Mutant(
+        "TF32's weight: the rest forgotten",
+        "prepare_weights",
+        "tl.store(half_lo_ptr + offsets, half_lo)",
+        "tl.store(half_lo_ptr + offsets, half_lo * 0)",
+    ),
     Mutant(
         "weight gradient of the last tile alone",
         "product_backward",
@@ -292,13 +396,18 @@ _BACKWARD = [
     Mutant("dA: centring forgotten", "finish_columns", "da -= (tl.sum(da, 1) / C)[:, None]", "pass"),
     Mutant("dA: depthwise bias forgotten", "finish_columns", "d[:, None] * dbias[None, :]", "0 * d[:, None]"),
     Mutant(
+        "dâ: the last rows alone",
+        "finish_columns",
+        "bias += tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)",
+        "bias = tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)",
+    ),
+    Mutant("dâ: rows that are not there", "finish_columns", "row < rows", "row <= rows"),
+    Mutant("dÂ: shares that are not there", "finish_columns", "row < shares", "row <= shares"),
+    Mutant(
         "dA: the last shares alone",
         "finish_columns",
-        (
-            "total += tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & "
-            "mask[None], other=0.0)"
-        ),
-        ("total = tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & mask[None], other=0.0)"),
+        ("total += tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)"),
+        ("total = tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)"),
     ),
     Mutant("dA: shares over one another", "finish_columns", "C * C", "0"),
     Mutant(
