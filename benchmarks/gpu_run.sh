@@ -105,10 +105,12 @@ TUNE=120
 ((BUDGET < 400)) && TUNE=60
 # the agent's steps compile beside the kernels and the tests, and are timed when this script lets go of the lock
 exec 9>"$OUT/.lock" && flock 9
-if wanted agent; then
+if ((BUDGET >= 400)) && wanted agent; then
   # shellcheck disable=SC2086  # AGENT is several words
-  "$PYTHON" benchmarks/agent_step.py --variants --lock "$OUT/.lock" --json "$OUT/agent.json" $AGENT \
-    >"$OUT/agent.txt" 2>&1 9>&- &
+  {
+    "$PYTHON" benchmarks/agent_step.py --variants --lock "$OUT/.lock" --json "$OUT/agent.json" $AGENT
+    echo "ended with code $?"
+  } >"$OUT/agent.txt" 2>&1 9>&- &
 fi
 if wanted tune; then # all candidates now, while nothing is timed
   part compile 110 "$PYTHON" benchmarks/tune.py --compile
@@ -118,13 +120,13 @@ fi
 # with a kernel on the device: compile checks and what needs no GPU run elsewhere, and compiling is most of the time here
 part tests "$TESTS" "$PYTHON" -m pytest tests/kernels -v --tb=short -p no:cacheprovider -p no:benchmark -o addopts="--import-mode=importlib -ra --strict-markers" -m "device and not proof" "${WORKERS[@]}"
 flock -u 9
-SHOW=60 part agent 150 bash -c 'tail --pid="$1" -f /dev/null; cat "$2"; test -s "$3"' - "${!:-0}" "$OUT/agent.txt" "$OUT/agent.json"
+SHOW=60 whole part agent 150 bash -c 'tail --pid="$1" -f /dev/null; cat "$2"; grep -q "ended with code 0" "$2"' - "${!:-0}" "$OUT/agent.txt"
 SHOW=40 part ops 50 "${RUN[@]}" --parts ops --batch 1 32 --frame-rates 50 --seconds 2 --providers "${EAGER[@]}"
 SHOW=40 part kernels 30 "${RUN[@]}" --parts kernels
 part host 30 "$PYTHON" benchmarks/host.py --json "$OUT/host.json"
 SHOW=60 part tune "$TUNE" "$PYTHON" benchmarks/tune.py --seconds $((TUNE - 10)) --json "$OUT/tune.json"
-SHOW=20 part compose 40 "$PYTHON" benchmarks/compose.py --seconds 0.5 --json "$OUT/compose.json"
-SHOW=20 part train 110 "$PYTHON" benchmarks/agent_step.py --train --json "$OUT/train.json"
+SHOW=20 whole part compose 40 "$PYTHON" benchmarks/compose.py --seconds 0.5 --json "$OUT/compose.json"
+SHOW=20 whole part train 110 "$PYTHON" benchmarks/agent_step.py --train --json "$OUT/train.json"
 whole part step 100 "${RUN[@]}" --parts step --step-batch 16 --steps 4 --rounds 1
 SHOW=30 whole tool ncu 60 ncu --profile-from-start off --clock-control none --target-processes all \
   --metrics "$METRICS" --csv --log-file "$OUT/ncu.csv" "$PYTHON" benchmarks/probe.py --dtypes tf32 bfloat16

@@ -3,6 +3,7 @@
     python benchmarks/learning_curves.py --steps 600 --json benchmarks/results/training/learning-curves.json \\
         --plot docs/learning-curves.svg
     python benchmarks/learning_curves.py --recipes --json ... --plot ...     only draws
+    ... --full-agent FILE       draws the skill of `agent_step.py --train --json FILE` beside: the full agent on a GPU
 
 A reduced agent (32 channels a component, two layers of width 128), 6 s clips of synthesized songs, 4 s patterns. Every
 `--every` steps, on held-out songs: what is heard (`training.measures`), skill as in `ablate`, where the windows are;
@@ -193,8 +194,11 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """What is heard and where the windows are, every recipe; beneath, one recipe's pulls: `default`, or the last."""
+def draw(curves: dict[str, list[dict[str, Any]]], path: Path, full_agent: dict[str, Any] | None = None) -> None:
+    """What is heard and where the windows are, every recipe; beneath, one recipe's pulls: `default`, or the last.
+
+    `full_agent`: figures of `agent_step.py --train`, whose skill is drawn beside that of the recipes.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -210,6 +214,11 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 panel.plot([r["step"] for r in rows], values[:, pair], color=f"C{number}", lw=1.3, label=label)
         panel.set_title(name.replace("_", " ") + (" (s), each pair" if name.startswith("start") else ""), fontsize=9)
     axes[0, 0].legend(fontsize=7)
+    if full_agent is not None:
+        panel = axes.flat[SHOWN.index("skill")]
+        steps, skill = zip(*((row["step"], row["skill"]) for row in full_agent["curve"]), strict=True)
+        panel.plot(steps, skill, "k--", lw=1.3, label=f"full agent, original's objective,\n{full_agent['device']}")
+        panel.legend(fontsize=7, loc="lower right")
     recipe = "default" if "default" in curves else list(curves)[-1]
     rows = curves[recipe]
     for panel, name in zip(axes[2], ("start_input", "start_target", "ratio_input"), strict=True):
@@ -234,6 +243,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help="none: only draw --json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--full-agent", type=Path, help="figures of agent_step.py --train --json, to draw beside")
     options = parser.parse_args()
     if unknown := set(options.recipes) - set(RECIPES):
         parser.error(f"--recipes {' '.join(sorted(unknown))}: must be among {', '.join(RECIPES)}")
@@ -249,7 +259,8 @@ def main() -> None:
             if options.json:  # after each: what a run that is stopped has found
                 options.json.write_text(json.dumps(curves) + "\n", encoding="utf-8")
     if options.plot:
-        draw(curves, options.plot)
+        full = options.full_agent and json.loads(options.full_agent.read_text(encoding="utf-8"))
+        draw(curves, options.plot, full)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The agent's training step in every variant: original, ours eager, ours compiled; float32, TF32, bfloat16.
 
+`tuned`, where asked for (`--only compiled tuned`), is compiled with every kernel of TorchInductor's timed in more
+shapes than it tries by itself: a LayerNorm's backward pass took twice what its bytes need on an H100.
+
     python benchmarks/agent_step.py --variants [--json F]
 
 One process for each variant, and one for each precision and batch of the compiled one, with equal weights and inputs.
@@ -36,7 +39,8 @@ import torch
 from harness import host_launches, launches, machine, set_tf32
 from torch import Tensor, nn
 
-VARIANTS = ("original", "eager", "compiled")
+VARIANTS = ("original", "eager", "compiled", "tuned")
+COMPILED = ("compiled", "tuned")
 PRECISIONS = ("float32", "tf32", "bf16")
 READY = "ready to measure"
 GIB = 2**30
@@ -52,12 +56,14 @@ def step_of(agent: nn.Module, variant: str, precision: str, device: str) -> Call
         return torch.stack(losses).mean() + sum(o.float().square().mean() for o in outputs)  # type: ignore[return-value]
 
     loss: Callable[[Tensor, Tensor], Tensor] = loss_of
-    if variant == "compiled":
+    if variant in COMPILED:
         options: dict[str, Any] = {"options": {"triton.cudagraphs": True}} if device == "cuda" else {}
+        if variant == "tuned":
+            options.setdefault("options", {})["max_autotune_pointwise"] = True
         loss = torch.compile(loss_of, fullgraph=True, dynamic=False, **options)
 
     def step(x: Tensor, y: Tensor) -> None:
-        if variant == "compiled":
+        if variant in COMPILED:
             torch.compiler.cudagraph_mark_step_begin()
         agent.zero_grad(set_to_none=True)
         loss(x, y).backward()
@@ -114,7 +120,7 @@ def measured(step: Callable[[], None], options: argparse.Namespace, agent: nn.Mo
         row["launches"] = launches(step)
         row["host_launches"] = host_launches(step)
         row["busy_ms"], row["dearest"] = dearest(step)
-    if not cuda or options.variant != "compiled":  # a recorded graph knows no hooks
+    if not cuda or options.variant not in COMPILED:  # a recorded graph knows no hooks
         row["saved_gib"] = saved_bytes(step, agent) / GIB
     return row
 
@@ -178,8 +184,9 @@ def compile_all(options: argparse.Namespace) -> list[subprocess.Popen[str]]:
     """
     began = time.perf_counter()
     waiting = []
-    for precision, size in itertools.product(options.precision, options.batches):
-        command = [*_command(options, "compiled", [precision], [size]), "--wait"]
+    variants = [variant for variant in COMPILED if variant in options.only]
+    for variant, precision, size in itertools.product(variants, options.precision, options.batches):
+        command = [*_command(options, variant, [precision], [size]), "--wait"]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         waiting.append(child)
         if options.device == "cpu":
@@ -215,7 +222,7 @@ def alone(lock: Path | None) -> Iterator[None]:
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Compiles in parallel, then measures variant by variant."""
     rows = []
-    waiting = compile_all(options) if "compiled" in options.only else []
+    waiting = compile_all(options)
     with alone(options.lock):
         for child in waiting:
             said, _ = child.communicate("go\n")

@@ -8,7 +8,7 @@
     measure    held-out pairs whose tempos differ by 1.05 to 1.45, white noise, and recordings where `--audio` names any
 
 Writes adaptive/weights/default.safetensors, docs/default-agent.md and docs/default-agent.json. `--measure` leaves the
-weights as they are.
+weights as they are. In the JSON, `since` says what has changed in the command since it made them; to train drops it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from adaptive_window.training.run import run_training
 ROOT = Path(__file__).resolve().parents[1]
 SIZES: dict[str, Any] = {"component_dim": 32, "composer_heads": 4, "composer_layers": 2, "composer_dim": 128}
 TRAINED_FROM, HELD_OUT_FROM = 100_000, 200_000
-MADE = ("songs", "song_seconds", "seed", "short_steps", "long_steps", "lively_steps", "made_with")
+MADE = ("songs", "song_seconds", "seed", "short_steps", "long_steps", "lively_steps", "made_with", "since")
 BARS = (  # name, least, most
     ("fluctuation", 0.6, 1.3),
     ("onsets_input", 0.5, None),
@@ -260,6 +260,7 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         f"{found['long_steps']} and {found['lively_steps']} of 2 clips of 24 s; {found['made_with']}. "
         "Rhythm from the input, harmony and timbre from the target.",
         "",
+        *([f"{found['since']}", ""] if "since" in found else []),
         f"Held out: {found['pairs']} pairs of synthesized songs, seeds never trained on, tempos apart by 1.05 to "
         "1.45. Recordings: every ordered couple of those in `--audio`, never trained on. All figures are of latents, "
         "means over pairs of songs and pairs of windows.",
@@ -323,14 +324,17 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--measure", action="store_true", help="only measure the weights there are")
     parser.add_argument(
-        "--card", action="store_true", help="only write the card anew, from its JSON and the runs' logs"
+        "--card",
+        action="store_true",
+        help="only write the card anew, from its JSON, and the runs' logs where there are",
     )
     options = parser.parse_args()
     began = time.perf_counter()
     kept = options.docs / "default-agent.json"
     old = json.loads(kept.read_text(encoding="utf-8")) if options.measure or options.card else {}
     if options.card:
-        write_card(options, {**old, "curve": curve(options.work)})
+        logged = (options.work / "short" / "metrics.jsonl").exists()
+        write_card(options, {**old, "curve": curve(options.work) if logged else old["curve"]})
         return
     if not options.measure:
         pack(train(options))
@@ -348,11 +352,7 @@ def main() -> None:
         "bytes": DEFAULT_WEIGHTS.stat().st_size,
         "parameters": sum(p.numel() for p in agent.parameters()),
         "pairs": options.pairs,
-        **{
-            key: old[key]
-            for key in ("songs", "song_seconds", "seed", "short_steps", "long_steps", "lively_steps", "made_with")
-            if old
-        },
+        **{key: old[key] for key in MADE if key in old},
         "synthesized": measure(x, y, tempos)[0],
         "noise": noise_control(y),
     }

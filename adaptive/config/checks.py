@@ -32,6 +32,17 @@ def check_longest_window(config: TrainConfig | AblateConfig) -> None:
         )
 
 
+def check_objective(config: TrainConfig | AblateConfig) -> None:
+    if config.anneal_blur and not config.matching_weight:
+        raise UsageError("--anneal-blur blurs what matching compares: add --matching-weight, or leave it away")
+    reach = (config.num_pairs - 1) * config.ratio_spread
+    if config.ratio_diversity_weight and reach > config.max_ratio - 1 + 1e-9:
+        raise UsageError(
+            f"--ratio-spread {config.ratio_spread:g} for {config.num_pairs} pairs needs ratios up to "
+            f"{1 + reach:g}, above --max-ratio {config.max_ratio:g}: all would end at the range's ends"
+        )
+
+
 def check_seeds(config: AblateConfig) -> None:
     if config.seed + config.seeds > SEEDS:
         raise UsageError(f"--seed {config.seed} and --seeds {config.seeds} go beyond the last seed, {SEEDS - 1}")
@@ -50,6 +61,7 @@ def check_demo_codec(config: DemoConfig) -> None:
 CHECKS: tuple[tuple[Any, Any], ...] = (
     (ClipOptions, check_clip),
     ((TrainConfig, AblateConfig), check_longest_window),
+    ((TrainConfig, AblateConfig), check_objective),
     (AblateConfig, check_seeds),
     (RefineConfig, check_search),
     (DemoConfig, check_demo_codec),

@@ -104,11 +104,71 @@ class StepOptions:
 
     workers: WorkerCount = flag(0, "data loader processes")
     num_pairs: PairCount = flag(3, "pairs of windows")
+    clips_per_song: ClipCount = flag(8, "random clips of every song an epoch")
     learning_rate: PositiveFloat = flag(3e-4, "peak learning rate of AdamW")
+    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
+
+
+@dataclass(kw_only=True)
+class AgentOptions:
+    """Which windows the agent can choose, and what its transform leaves: what `train` and `ablate` share."""
+
+    selector: Literal["content", "mlp", "correlation"] = flag(
+        "content",
+        "what chooses windows: tempos and likeness of the two songs, a network over both clips, or the input's best "
+        "match with learned target windows",
+    )
+    strength: Literal["auto", "harmony", "constant"] = flag(
+        "auto",
+        "how the content selector sets it: by how much the two windows clash, or alike for all songs; auto takes "
+        "harmony where latents are a spectrum",
+    )
+    restore: Literal["none", "frame"] = flag(
+        "none", "what the transform gives back: none, as the original, or each frame's loudness (mean and spread)"
+    )
+    dropout: DropoutRate = flag(0.1, "dropout in the agent")
+    selector_rate: PositiveFloat = flag(1.0, "the selector's learning rate, as a share of --learning-rate")
+
+
+@dataclass(kw_only=True)
+class ObjectiveOptions:
+    """What is minimized: what `train` and `ablate` share."""
+
     spectral: Literal["decoded", "latent"] = flag(
         "decoded", "spectral loss: STFT of decoded audio (log-mel distance for the mel codec), or distance of latents"
     )
     novelty_weight: NonNegativeFloat = flag(0.1, "weight of the mean of the pairs' own losses")
+    spectral_weight: NonNegativeFloat = flag(1.0, "weight of the spectral loss")
+    decode_seconds: Duration = flag(4.0, "seconds of each pattern that the decoded loss looks at in a step")
+    rhythm_from: Song = flag("input", "song whose onsets patterns follow")
+    harmony_from: Song = flag("target", "song whose pitch classes and timbre patterns follow")
+    onset_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of onsets with --rhythm-from's window")
+    harmony_weight: NonNegativeFloat = flag(
+        0.5, "weight of 1 - correlation of chroma with --harmony-from's window, and of the conflict of the two windows"
+    )
+    conflict_weight: NonNegativeFloat | None = flag(
+        None, "weight of the harmonic conflict of a pair's transformed windows alone; null is --harmony-weight"
+    )
+    spread_weight: NonNegativeFloat = flag(
+        0.0, "weight of the difference in how much bands move, of patterns and windows"
+    )
+    novelty_after: ClosedUnitInterval = flag(0.0, "share of the run in which --novelty-weight grows from 0")
+    matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
+    anneal_blur: NonNegativeFloat = flag(
+        0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"
+    )
+    anneal_until: ClosedUnitInterval = flag(0.75, "share of the run after which nothing is blurred any more")
+    novelty: Literal["original", "corrected"] = flag(
+        "original", "those losses: the original's, or with likeness and balance measured so that signs cannot cancel"
+    )
+    reconstruction_weight: NonNegativeFloat = flag(
+        0.0, "weight of the mean squared difference of each pattern and its pair's window of the target"
+    )
+    overlap_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on pairs that choose the same region")
+    ratio_diversity_weight: NonNegativeFloat = flag(0.0, "weight of the reward for ratios that differ among pairs")
+    ratio_spread: PositiveFloat = flag(0.1, "difference of two ratios beyond which that reward no longer grows")
+    rhythm_weight: NonNegativeFloat = flag(0.0, "weight of tempo matching between the two windows of a pair")
+    envelope_copy_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on copying a source's loudness envelope")
 
 
 @dataclass(kw_only=True)
@@ -131,7 +191,9 @@ class OutputOptions:
 
 
 @dataclass(kw_only=True)
-class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptions, DataOptions):
+class TrainConfig(
+    RunOptions, StepOptions, AgentOptions, ObjectiveOptions, ClipOptions, CodecOptions, CacheOptions, DataOptions
+):
     """Everything that `adaptive-window train` can be told."""
 
     data: Path = flag(text="folder of songs, or of NAME_input.* with NAME_target.* in train/ and val/", reads=True)
@@ -145,28 +207,10 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
         reads=True,
         word="default",
     )
-    selector: Literal["content", "mlp", "correlation"] = flag(
-        "content",
-        "what chooses windows: tempos and likeness of the two songs, a network over both clips, or the input's best "
-        "match with learned target windows",
-    )
     max_strength: ClosedUnitInterval = flag(1.0, "strongest transform of the tonality; 0 switches it off")
-    strength: Literal["auto", "harmony", "constant"] = flag(
-        "auto",
-        "how the content selector sets it: by how much the two windows clash, or alike for all songs; auto takes "
-        "harmony where latents are a spectrum",
-    )
-    restore: Literal["none", "frame"] = flag(
-        "none", "what the transform gives back: none, as the original, or each frame's loudness (mean and spread)"
-    )
 
-    dropout: DropoutRate = flag(0.1, "dropout in the agent")
-
-    clips_per_song: ClipCount = flag(8, "random clips of every song an epoch")
-    selector_rate: PositiveFloat = flag(1.0, "the selector's learning rate, as a share of --learning-rate")
     weight_decay: NonNegativeFloat = flag(0.01, "weight decay of AdamW")
     schedule: Literal["cosine", "constant"] = flag("cosine", "learning rate after the warm-up")
-    warmup_steps: NonNegativeInt = flag(0, "steps of linear warm-up")
     clip_gradient: PositiveFloat = flag(1.0, "gradient norm to clip to")
     precision: Literal["auto", "float32", "bf16", "float64"] = flag(
         "auto", "bf16 is autocast, float64 for checks (weights too); auto is bf16 on CUDA, float32 on CPU"
@@ -178,38 +222,6 @@ class TrainConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptio
     recompute: bool = flag(False, "less memory for more time: the composer's layers are computed again for gradients")
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")
-
-    spectral_weight: NonNegativeFloat = flag(1.0, "weight of the spectral loss")
-    decode_seconds: Duration = flag(4.0, "seconds of each pattern that the decoded loss looks at in a step")
-    rhythm_from: Song = flag("input", "song whose onsets patterns follow")
-    harmony_from: Song = flag("target", "song whose pitch classes and timbre patterns follow")
-    onset_weight: NonNegativeFloat = flag(0.5, "weight of 1 - correlation of onsets with --rhythm-from's window")
-    harmony_weight: NonNegativeFloat = flag(
-        0.5, "weight of 1 - correlation of chroma with --harmony-from's window, and of the conflict of the two windows"
-    )
-    conflict_weight: NonNegativeFloat | None = flag(
-        None, "weight of the harmonic conflict of a pair's transformed windows alone (default: --harmony-weight)"
-    )
-    spread_weight: NonNegativeFloat = flag(
-        0.0, "weight of the difference in how much bands move, of patterns and windows"
-    )
-    novelty_after: ClosedUnitInterval = flag(0.0, "share of the run in which --novelty-weight grows from 0")
-    matching_weight: NonNegativeFloat = flag(0.0, "weight of 1 - correlation of the two windows of a pair")
-    anneal_blur: NonNegativeFloat = flag(
-        0.0, "frames by which both clips are blurred, at first, before the windows that matching compares are cut"
-    )
-    anneal_until: ClosedUnitInterval = flag(0.75, "share of the run after which nothing is blurred any more")
-    novelty: Literal["original", "corrected"] = flag(
-        "original", "those losses: the original's, or with likeness and balance measured so that signs cannot cancel"
-    )
-    reconstruction_weight: NonNegativeFloat = flag(
-        0.0, "weight of the mean squared difference of each pattern and its pair's window of the target"
-    )
-    overlap_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on pairs that choose the same region")
-    ratio_diversity_weight: NonNegativeFloat = flag(0.0, "weight of the reward for ratios that differ among pairs")
-    ratio_spread: PositiveFloat = flag(0.1, "difference of two ratios beyond which that reward no longer grows")
-    rhythm_weight: NonNegativeFloat = flag(0.0, "weight of tempo matching between the two windows of a pair")
-    envelope_copy_weight: NonNegativeFloat = flag(0.0, "weight of the penalty on copying a source's loudness envelope")
 
     save_every: NonNegativeInt = flag(0, "steps between checkpoints within an epoch; 0: by --save-minutes alone")
     save_minutes: NonNegativeFloat = flag(10.0, "minutes between checkpoints within an epoch; 0: by --save-every alone")
@@ -297,22 +309,33 @@ class DemoConfig(RunOptions, WeightsOptions):
 
 
 @dataclass(kw_only=True)
-class AblateConfig(RunOptions, StepOptions, ClipOptions, CodecOptions, CacheOptions, DataOptions):
+class AblateConfig(
+    RunOptions, StepOptions, AgentOptions, ObjectiveOptions, ClipOptions, CodecOptions, CacheOptions, DataOptions
+):
     """Everything that `adaptive-window ablate` can be told."""
 
     out: Path = flag(text="folder for the table (CSV, Markdown), the plot and the runs' logs")
     data: Path | None = flag(None, "folder of songs, as for train (default: synthesized music)", reads=True)
-    songs: SongCount = flag(8, "synthesized training pairs, where --data is not given")
-    held_out_songs: SongCount = flag(4, "synthesized held-out pairs, where --data is not given")
+    songs: SongCount = flag(48, "synthesized training pairs, where --data is not given")
+    held_out_songs: SongCount = flag(8, "synthesized held-out pairs, where --data is not given")
     seeds: RunCount = flag(3, "runs of every variant; --seed is the first one's, the music's and the held-out clips'")
-    agent: Literal["small", "full"] = flag(
-        "small", "composer: 16 channels a component, 2 layers of width 64; or the whole, 64 and 4 of width 512"
+    agent: Literal["reduced", "small", "full"] = flag(
+        "reduced",
+        "composer: 32 channels a component and 2 layers of width 128, as the package's weights; 16 and 2 of 64; or the "
+        "whole, 64 and 4 of 512",
     )
     clip_seconds: Duration = inherited(ClipOptions, "clip_seconds", 6.0)
     window_seconds: Duration = inherited(ClipOptions, "window_seconds", 4.0)
-    max_steps: PositiveInt = inherited(RunOptions, "max_steps", 200)
+    max_steps: PositiveInt = inherited(RunOptions, "max_steps", 400)
+    batch_size: PositiveInt = inherited(RunOptions, "batch_size", 2)
     learning_rate: PositiveFloat = inherited(StepOptions, "learning_rate", 2e-3)
-    spectral: Literal["decoded", "latent"] = inherited(StepOptions, "spectral", "latent")
+    warmup_steps: NonNegativeInt = inherited(StepOptions, "warmup_steps", 50)
+    dropout: DropoutRate = inherited(AgentOptions, "dropout", 0.0)
+    # skill is how near patterns come to the target's windows: by default that is what is trained, as in the original
+    spectral: Literal["decoded", "latent"] = inherited(ObjectiveOptions, "spectral", "latent")
+    rhythm_from: Song = inherited(ObjectiveOptions, "rhythm_from", "none")
+    harmony_from: Song = inherited(ObjectiveOptions, "harmony_from", "none")
+    conflict_weight: NonNegativeFloat | None = inherited(ObjectiveOptions, "conflict_weight", 0.0)
 
 
 def cache_folder(chosen: Path | None) -> Path:

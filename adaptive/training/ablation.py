@@ -54,6 +54,8 @@ from .run import check_options, prepare_data
 
 VARIANTS = ("single window", "+ multiple windows", "+ compression", "+ tonality")
 SMALL: dict[str, Any] = {"component_dim": 16, "composer_heads": 4, "composer_layers": 2, "composer_dim": 64}
+REDUCED: dict[str, Any] = {**SMALL, "component_dim": 32, "composer_dim": 128}
+SIZES: dict[str, dict[str, Any]] = {"reduced": REDUCED, "small": SMALL, "full": {}}
 FILES = (CONFIG, "ablation.csv", "ablation.md", "ablation.png")
 ELSEWHERE = {"data", "out", "cache", "weights", "device", "workers", "seeds"}  # a resumed ablation may differ in these
 HELD_OUT_CLIPS = 4  # of every held-out song
@@ -102,7 +104,9 @@ def check_same(config: AblateConfig) -> None:
     path = config.out / CONFIG
     if config.force or not path.exists():
         return
-    theirs, ours = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(to_yaml(config))
+    ours = yaml.safe_load(to_yaml(config))
+    unsaid = {field.name: field.default for field in dataclasses.fields(TrainConfig)}  # before it could be told
+    theirs = unsaid | yaml.safe_load(path.read_text(encoding="utf-8"))
     changed = [
         f"its {key} is {theirs[key]}, here {ours[key]}"
         for key in sorted(theirs.keys() & ours.keys() - ELSEWHERE)
@@ -171,12 +175,13 @@ def run_variant(
         num_pairs=config.num_pairs if parts >= 1 else 1,
         max_ratio=config.max_ratio if parts >= 2 else 1.0,
         max_strength=1.0 if parts >= 3 else 0.0,
+        ratio_diversity_weight=config.ratio_diversity_weight if parts >= 2 else 0.0,  # there is one ratio alone
     )
     changed = dataclasses.replace(changed, resume=holds_run(out))  # where an ablation that is resumed was interrupted
     prepare_folder(out, resume=changed.resume)
     if not changed.resume:
         outputs.remove(out / "metrics.jsonl")  # of one that was interrupted before its first checkpoint
-    trainer = Trainer(changed, codec, train_set, held_out, **(SMALL if config.agent == "small" else {}))
+    trainer = Trainer(changed, codec, train_set, held_out, **SIZES[config.agent])
     resumed = trainer.logged_until() if changed.resume else None
     log = RunLog(out, to_plain(changed), tensorboard=False, mlflow=False, resumed=resumed)
     try:
@@ -247,7 +252,8 @@ def as_table(scores: list[Score]) -> str:
             gain = skill - before
             added = f"{gain.mean():+.4f} ± {spread(gain):.4f}"
             if abs(before.mean()) > spread(before):  # a share of what may as well be 0 says nothing
-                added += f" ({100 * gain.mean() / abs(before.mean()):+.1f} %)"
+                share = 100 * gain / abs(before.mean())
+                added += f" ({share.mean():+.1f} ± {spread(share):.1f} %)"
             helped = f"{int((gain > 0).sum())} of {len(gain)}"
         distance, constant, seconds = (
             np.mean([getattr(row, name) for row in rows]) for name in ("distance", "constant", "seconds_per_step")

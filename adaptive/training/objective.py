@@ -30,7 +30,7 @@ from adaptive_window.kernels import resample_windows
 
 from .. import losses
 from ..config import TrainConfig
-from ..errors import UsageError
+from ..config.checks import check_objective
 from ..losses.composing import regrooved
 from ..losses.rhythm import LAGS_SECONDS
 from ..losses.signals import wide
@@ -60,14 +60,7 @@ class Objective:
     def __init__(self, codec: Decoder, config: TrainConfig) -> None:
         self.codec = codec
         self.config = config
-        if config.anneal_blur and not config.matching_weight:
-            raise UsageError("--anneal-blur blurs what matching compares: add --matching-weight, or leave it away")
-        reach = (config.num_pairs - 1) * config.ratio_spread
-        if config.ratio_diversity_weight and reach > config.max_ratio - 1 + 1e-9:
-            raise UsageError(
-                f"--ratio-spread {config.ratio_spread:g} for {config.num_pairs} pairs needs ratios up to "
-                f"{1 + reach:g}, above --max-ratio {config.max_ratio:g}: all would end at the range's ends"
-            )
+        check_objective(config)
         self.decode_frames = max(1, codec.frames(config.decode_seconds))
         self.listen = Listener(codec)
         self.terms = [(term, term.weight(config)) for term in TERMS if term.always or term.weight(config)]

@@ -67,6 +67,17 @@ def test_a_short_run_becomes_data_and_a_picture(tmp_path, monkeypatch) -> None:
     assert json.loads(data.read_text()) == curves
 
 
+def test_the_full_agents_skill_is_drawn_beside(tmp_path) -> None:
+    rows = [{"step": 0} | dict.fromkeys(SHOWN, 0.5) | {"pulls": {"spectral": {key: [0.1] for key in PULLED}}}]
+    full = {"device": "a GPU", "curve": [{"step": 0, "skill": -0.3}, {"step": 100, "skill": 0.4}]}
+    alone, beside = tmp_path / "alone.svg", tmp_path / "beside.svg"
+    learning_curves.draw({"default": rows}, alone)
+    learning_curves.draw({"default": rows}, beside, full)
+    assert "a GPU" not in alone.read_text()
+    assert "full agent, original's objective," in beside.read_text()
+    assert "a GPU" in beside.read_text()
+
+
 def test_an_unknown_recipe_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["learning_curves.py", "--recipes", "hottest"])
     with pytest.raises(SystemExit):

@@ -164,8 +164,8 @@ class TestGpuRun:
         code, summary = self.run(tmp_path, "never")
         assert code == 0
         names = [line.split(":")[0] for line in summary]
-        assert names[:5] == ["install", "environment", "compile", "tests", "ops"]
-        slow = {"compiled", "step", "attention", "ncu", "memcheck", "scaling", "racecheck"}
+        assert names[:6] == ["install", "environment", "compile", "tests", "agent", "ops"]
+        slow = {"compiled", "step", "attention", "ncu", "memcheck", "scaling", "racecheck", "compose", "train"}
         assert {"kernels", "host", "tune"} | slow <= set(names)
         assert names[-1] == "total"
 
@@ -181,6 +181,11 @@ class TestGpuRun:
         assert code == 1
         assert next(line for line in summary if "FAILED" in line).startswith("tests: FAILED with code 3")
         assert any(line.startswith("scaling: ok") for line in summary)
+
+    def test_an_agent_that_fails_beside_the_others_is_told(self, tmp_path: Path) -> None:
+        code, summary = self.run(tmp_path, "*--variants*")
+        assert code == 1
+        assert [line.split(",")[0] for line in summary if "FAILED" in line] == ["agent: FAILED with code 1"]
 
     def test_without_an_install_nothing_runs(self, tmp_path: Path) -> None:
         code, summary = self.run(tmp_path, '*"-m pip"*')

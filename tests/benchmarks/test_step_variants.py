@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # scripts, not a package
 
+import agent_step
 import compose
 import step_training
 import step_variants
@@ -30,7 +33,8 @@ def batch(size: int, frames: int) -> tuple[torch.Tensor, ...]:
 
 def options(**changes):
     values = {"variant": "eager", "device": "cpu", "precision": ["float32", "bf16"], "batches": [1, 2], "frames": 60,
-              "window": 40, "steps": 2, "compile_only": False, "json": None}  # fmt: skip
+              "window": 40, "steps": 2, "only": step_variants.VARIANTS[:3], "wait": False, "lock": None,
+              "json": None}  # fmt: skip
     return argparse.Namespace(**{**values, **changes})
 
 
@@ -54,16 +58,61 @@ def test_what_fails_is_a_row_that_says_why(capsys):
     assert "ms" in rows[0]
     assert "at least 40 frames" in rows[1]["failed"]
     everything = [{**row, "variant": variant} for row in rows for variant in step_variants.VARIANTS]
-    step_variants.report(everything, options(precision=["float32"]), 1e-7)
+    step_variants.report(everything, options(precision=["float32"]), {"float64": 1e-15})
     printed = capsys.readouterr().out
     assert printed.count("failed: ValueError") == 3
     assert "1.00" in printed
+    step_variants.report(rows, options(precision=["float32"], only=["eager"]), {})  # without the original: no ratio
+    assert capsys.readouterr().out.count("failed: ValueError") == 1
 
 
-def test_nothing_is_timed_where_they_disagree(monkeypatch):
+def test_saved_bytes_leave_the_parameters_out():
+    layer = torch.nn.Linear(64, 64)
+    x = torch.randn(8, 64, requires_grad=True)
+    assert step_variants.saved_bytes(lambda: layer(x).square().sum().backward(), layer) == 2 * 8 * 64 * 4
+
+
+def test_what_is_timed_waits_for_the_lock(tmp_path):
+    """Held by another process, it is not had; let go, it is."""
+    lock = tmp_path / "lock"
+    script = f"import fcntl, sys; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('has'); input()"
+    command = [sys.executable, "-uc", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "has\n"
+        had = threading.Event()
+
+        def wait() -> None:
+            with step_variants.alone(lock):
+                had.set()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not had.wait(0.3)
+        other.communicate("go\n")
+        thread.join(10)
+        assert had.is_set()
+    with step_variants.alone(None):
+        pass
+
+
+@pytest.mark.parametrize("wrong", ["original", "ours"])
+def test_nothing_is_timed_where_they_disagree(monkeypatch, wrong):
+    def built(variant, window):
+        agent = honest(variant, window)
+        if variant == wrong:
+            with torch.no_grad():
+                next(p for name, p in agent.named_parameters() if name.endswith("composer.layers.0.linear1.bias")).add_(
+                    1e-6
+                )
+        return agent
+
+    honest = agent_step.build
+    assert agent_step.check_parity(1, 144, 64)["float64"] < 1e-12
+    monkeypatch.setattr(agent_step, "build", built)
     monkeypatch.setattr(step_variants, "measure", lambda options: pytest.fail("timed"))
-    with pytest.raises(SystemExit, match=r"disagree by 1\.0e-03"):
-        step_variants.main(options(variant=None), small, batch, lambda *arguments: 1e-3)
+    with pytest.raises(SystemExit, match="the variants disagree"):
+        step_variants.main(options(variant=None), small, batch, lambda: agent_step.check_parity(1, 144, 64))
 
 
 @pytest.mark.proof

@@ -87,6 +87,9 @@ REFUSED = [
     ("refine a b --features rhythm --move both", "--features rhythm searches the input's window only"),
     ("ablate --out o --clip-seconds 1", "shorter than --window-seconds"),
     ("ablate --out o --max-ratio 2", "longer than --clip-seconds"),
+    ("ablate --out o --anneal-blur 8", "--anneal-blur blurs what matching compares: add --matching-weight"),
+    ("ablate --out o --ratio-diversity-weight 1 --ratio-spread 0.3", "--ratio-spread 0.3 for 3 pairs needs ratios"),
+    ("train --data d --out o --anneal-blur 8", "--anneal-blur blurs what matching compares: add --matching-weight"),
     ("demo --random-codec", "name the codec"),
 ]
 

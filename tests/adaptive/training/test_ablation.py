@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import typing
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ import yaml
 from clips import Clips, ConvolutionCodec, small_config, smooth_latents
 
 from adaptive_window import cli
+from adaptive_window import config as config_module
 from adaptive_window.audio.synthesis import write_demo_set
-from adaptive_window.config import AblateConfig, UsageError
+from adaptive_window.config import AblateConfig, UsageError, options
 from adaptive_window.training import ablation
+from adaptive_window.training.checkpoint import load_checkpoint
+from adaptive_window.training.initial import DEFAULT_WEIGHTS
 from adaptive_window.training.loop import Trainer
+from adaptive_window.training.objective import Objective
 
 
 @pytest.fixture
@@ -54,8 +59,8 @@ def test_table_compares_each_variant_with_the_one_before():
     ]
     lines = ablation.as_table(scores).splitlines()
     assert lines[2].startswith("| single window | 0.2500 ± 0.0707 |  |  | 0.7500 | 1.0000 | 0.50 |")
-    assert "| +0.0000 ± 0.1414 (+0.0 %) | 1 of 2 |" in lines[3]
-    assert "| -0.2000 ± 0.0000 (-66.7 %) | 0 of 2 |" in lines[5]
+    assert "| +0.0000 ± 0.1414 (+0.0 ± 56.6 %) | 1 of 2 |" in lines[3]
+    assert "| -0.2000 ± 0.0000 (-66.7 ± 0.0 %) | 0 of 2 |" in lines[5]
 
 
 def test_no_share_of_what_may_as_well_be_nothing():
@@ -66,7 +71,7 @@ def test_no_share_of_what_may_as_well_be_nothing():
     ]
     lines = ablation.as_table(scores).splitlines()
     assert "| +0.0350 ± 0.0071 | 2 of 2 |" in lines[3]
-    assert "| +0.0000 ± 0.0000 (+0.0 %) | 0 of 2 |" in lines[4]
+    assert "| +0.0000 ± 0.0000 (+0.0 ± 0.0 %) | 0 of 2 |" in lines[4]
 
 
 def test_command(tmp_path, capsys):
@@ -101,7 +106,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_runs_share_their_data_and_differ_by_seed(tmp_path, monkeypatch):
-    config = AblateConfig(out=tmp_path, seed=7, max_ratio=1.4)
+    config = AblateConfig(out=tmp_path, seed=7, max_ratio=1.4, ratio_diversity_weight=1.0)
     base = ablation.base_config(config)
     assert base.seed == 7
     assert base.data == tmp_path / "songs"
@@ -122,6 +127,61 @@ def test_runs_share_their_data_and_differ_by_seed(tmp_path, monkeypatch):
         assert changed.data == base.data
         parts = (changed.num_pairs > 1, changed.max_ratio > 1.0, changed.max_strength > 0.0)
         assert parts == tuple(ablation.VARIANTS.index(variant) >= k for k in (1, 2, 3))
+        diverse = "ratio_diversity" in {term.name for term, _ in Objective(ConvolutionCodec(), changed).terms}
+        assert diverse == (ablation.VARIANTS.index(variant) >= 2)  # and no variant refuses what the whole agent takes
+
+
+def test_by_default_skill_is_what_is_trained(tmp_path):
+    """The original's objective: patterns are the target's windows, and new; nothing acts on the transform besides."""
+    objective = Objective(ConvolutionCodec(), ablation.base_config(AblateConfig(out=tmp_path)))
+    assert {term.name: weight for term, weight in objective.terms} == {"spectral": 1.0, "novelty": 0.1}
+    assert (objective.like, objective.regrooves) == ("target", False)
+
+
+@pytest.mark.parametrize("group", [options.AgentOptions, options.ObjectiveOptions])
+def test_the_objective_and_the_agent_are_what_flags_say(tmp_path, monkeypatch, group):
+    """Every flag that `train` has of them reaches the runs, at a value that is no default."""
+    ours = {field.name: field for field in dataclasses.fields(AblateConfig)}
+    told = {}
+    for field in dataclasses.fields(group):
+        choices = typing.get_args(typing.get_type_hints(group)[field.name])
+        values = [v for v in choices if isinstance(v, str) and v != ours[field.name].default] or [0.25, 0.125]
+        told[field.name] = next((value for value in values if value != field.default), values[0])
+    flags = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    parsed = vars(cli.build_parser().parse_args(["ablate", "--out", str(tmp_path), *flags]).ablate)
+    config = AblateConfig(**{name: value for name, value in parsed.items() if name != "config"})
+
+    seen = []
+    monkeypatch.setattr(ablation, "Trainer", lambda changed, *_, **__: seen.append(changed) or 1 / 0)
+    for variant in ablation.VARIANTS:
+        with pytest.raises(ZeroDivisionError):
+            ablation.run_variant(config, ablation.base_config(config), variant, 0, None, None, None)
+    for changed in seen[2:]:
+        assert {name: getattr(changed, name) for name in told} == told
+
+
+def test_the_reduced_agent_has_the_sizes_of_the_packages_weights():
+    of_weights = load_checkpoint(DEFAULT_WEIGHTS).info["agent"]
+    assert {name: of_weights[name] for name in ablation.REDUCED} == ablation.REDUCED
+    sizes = typing.get_args(typing.get_type_hints(AblateConfig)["agent"])
+    assert set(sizes) == set(ablation.SIZES)
+
+
+def test_an_ablation_begun_before_its_objective_could_be_told_is_not_mixed_with_another(tmp_path):
+    """It was trained by `train`'s."""
+    config = AblateConfig(out=tmp_path, resume=True)
+    saved = yaml.safe_load(config_module.to_yaml(config))
+    for group in (options.ObjectiveOptions, options.AgentOptions):
+        for field in dataclasses.fields(group):
+            if field.name not in ("spectral", "novelty_weight"):  # these it could
+                del saved[field.name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(
+        UsageError, match=r"its conflict_weight is None, here 0\.0; .* its harmony_from is target, here"
+    ):
+        ablation.check_same(config)
+    told = {"rhythm_from": "input", "harmony_from": "target", "conflict_weight": None, "dropout": 0.1}
+    ablation.check_same(dataclasses.replace(config, **told))
 
 
 def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -143,7 +203,7 @@ def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, monkeypatch):
         ablation.run_ablation(config)
     with pytest.raises(UsageError, match="--resume"):
         ablation.run_ablation(config)
-    with pytest.raises(UsageError, match="its max_steps is 200, here 7"):
+    with pytest.raises(UsageError, match="its max_steps is 400, here 7"):
         ablation.run_ablation(dataclasses.replace(config, resume=True, max_steps=7))
     stop_at[0] = None
     table = ablation.run_ablation(dataclasses.replace(config, resume=True))
