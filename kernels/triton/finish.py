@@ -7,24 +7,15 @@ a good part of the pass's time. Sums run over rows in a fixed order.
 import math
 from dataclasses import replace
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..weights import Weights
 from .call import Call, Normed, Windowed
-from .configurations import Target, configuration
-from .launch import TRITON_TYPE, host, launch
+from .launch import launch
 from .loops import runtime_range
-
-
-@triton.jit
-def column_pairs(PADDED: tl.constexpr):
-    """Channels, two of them a thread's, not four: the fewer warps then hold sums of the same columns, which are added
-    through shared memory, where with eight warps all lanes' words would lie in one bank.
-    """
-    return tl.max_contiguous(tl.arange(0, PADDED), 2)
+from .places import empty_gradient, finish_window
 
 
 @triton.jit
@@ -58,24 +49,19 @@ def finish_columns(
     BLOCK_R: tl.constexpr,
 ):
     """dA and dd₀ of BLOCK_C input channels."""
-    c = column_pairs(PADDED)
+    c = tl.arange(0, PADDED)
     column = n * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (column < C)[:, None] & (c < C)[None, :]  # [in, out]
     offsets = column[:, None] + c[None, :] * C  # of A [out, in]
-    BLOCK_S: tl.constexpr = BLOCK_R // BLOCK_C if BLOCK_R > BLOCK_C else 1
-    total = tl.zeros((BLOCK_S, BLOCK_C, PADDED), COMPUTE)
-    bias = tl.zeros((BLOCK_S, PADDED), COMPUTE)
-    inner = column[:, None] * C + c[None, :]
-    for first in runtime_range(0, tl.maximum(rows, shares), BLOCK_S, num_stages=1):  # both at once: one wait
-        row = first + tl.arange(0, BLOCK_S)
-        far = row.to(tl.int64)
-        there = (row < rows)[:, None] & (c < C)[None, :]
-        if NEED_POINTWISE_WEIGHT:
-            share_offsets = far[:, None, None] * (C * C) + inner[None, :, :]
-            total += tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)
-        bias += tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)
-    dbias = tl.sum(bias, 0)
+    dbias = sum_rows(dbias_ptr, rows, C, c, c < C, COMPUTE, PADDED, BLOCK_R)
     if NEED_POINTWISE_WEIGHT:
+        BLOCK_S: tl.constexpr = BLOCK_R // BLOCK_C if BLOCK_R > BLOCK_C else 1
+        total = tl.zeros((BLOCK_S, BLOCK_C, PADDED), COMPUTE)
+        inner = column[:, None] * C + c[None, :]
+        for first in runtime_range(0, shares, BLOCK_S, num_stages=1):
+            share = first + tl.arange(0, BLOCK_S)
+            share_offsets = share.to(tl.int64)[:, None, None] * (C * C) + inner[None, :, :]
+            total += tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & mask[None], other=0.0)
         d = tl.load(depthwise_bias_ptr + column, mask=column < C, other=0.0).to(COMPUTE)
         da = tl.sum(total, 0) + d[:, None] * dbias[None, :]
         da -= (tl.sum(da, 1) / C)[:, None]
@@ -99,7 +85,7 @@ def finish_norm_bias(
     BLOCK_R: tl.constexpr,
 ):
     """dβ = Σ s·Σ_t g."""
-    c = column_pairs(PADDED)
+    c = tl.arange(0, PADDED)
     total = tl.zeros((BLOCK_R, PADDED), COMPUTE)
     for first in runtime_range(0, windows, BLOCK_R, num_stages=1):
         row = first + tl.arange(0, BLOCK_R)
@@ -109,87 +95,6 @@ def finish_norm_bias(
             sums_ptr + offsets, mask=(row < windows)[:, None] & (c < C)[None, :], other=0.0
         )
     tl.store(norm_bias_grad_ptr + c, tl.sum(total, 0).to(norm_bias_grad_ptr.dtype.element_ty), mask=c < C)
-
-
-@triton.jit
-def finish_window(
-    pair,
-    heard_ptr,
-    sums_ptr,
-    scalars_ptr,
-    norm_bias_ptr,
-    dstart_ptr,
-    dratio_ptr,
-    dstrength_ptr,
-    W: tl.constexpr,
-    C: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    NEED_START: tl.constexpr,
-    NEED_RATIO: tl.constexpr,
-    NEED_STRENGTH: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """dstart, dratio, and dstrength = Σ g·(v − β) + Σ_c β·Σ_t g − Σ g·y, of one window."""
-    pair = pair.to(tl.int64)
-    j = tl.arange(0, BLOCK)
-    start = tl.zeros((BLOCK,), COMPUTE)
-    ratio = start
-    strength = start
-    for first in runtime_range(0, CHUNKS, BLOCK, num_stages=1):
-        chunk = first + j
-        scalars = scalars_ptr + (pair * CHUNKS + chunk) * 3
-        if NEED_START:
-            start += tl.load(scalars, mask=chunk < CHUNKS, other=0.0)
-        if NEED_RATIO:
-            ratio += tl.load(scalars + 1, mask=chunk < CHUNKS, other=0.0)
-        if NEED_STRENGTH:
-            strength -= tl.load(scalars + 2, mask=chunk < CHUNKS, other=0.0)
-    if NEED_START:
-        tl.store(dstart_ptr + pair, tl.sum(start, 0).to(dstart_ptr.dtype.element_ty))
-    if NEED_RATIO:
-        tl.store(dratio_ptr + pair, tl.sum(ratio, 0).to(dratio_ptr.dtype.element_ty))
-    if NEED_STRENGTH:
-        for first in runtime_range(0, C, BLOCK, num_stages=1):
-            c = first + j
-            beta = tl.load(norm_bias_ptr + c, mask=c < C, other=0.0).to(COMPUTE)
-            strength += beta * tl.load(sums_ptr + pair * C + c, mask=c < C, other=0.0)
-        for first in runtime_range(0, W, BLOCK, num_stages=1):
-            t = first + j
-            strength += tl.load(heard_ptr + pair * W + t, mask=t < W, other=0.0)
-        tl.store(dstrength_ptr + pair, tl.sum(strength, 0).to(dstrength_ptr.dtype.element_ty))
-
-
-@triton.jit
-def finish_places(
-    scalars_ptr,  # [B, P, CHUNKS, 3], as in `finish_window`
-    dstart_ptr,  # out: [B, P]
-    dratio_ptr,
-    CHUNKS: tl.constexpr,
-    NEED_START: tl.constexpr,
-    NEED_RATIO: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """dstart and dratio of resampling alone. Grid (B·P,)."""
-    finish_window(
-        tl.program_id(0),
-        scalars_ptr,
-        scalars_ptr,
-        scalars_ptr,
-        scalars_ptr,
-        dstart_ptr,
-        dratio_ptr,
-        dstart_ptr,
-        1,
-        1,
-        CHUNKS,
-        NEED_START,
-        NEED_RATIO,
-        False,
-        COMPUTE,
-        BLOCK,
-    )
 
 
 @triton.jit
@@ -264,7 +169,7 @@ def finish_gradients(
             BLOCK_R,
         )
     elif n < COLUMN_PROGRAMS + 3 + K:
-        c = column_pairs(PADDED)
+        c = tl.arange(0, PADDED)
         real = c < C
         which = n - COLUMN_PROGRAMS
         if which == 0:
@@ -304,38 +209,6 @@ def finish_gradients(
             COMPUTE,
             BLOCK,
         )
-
-
-def empty_gradient(like: Tensor) -> Tensor:
-    """A gradient: contiguous whatever `like` is, as `torch.compile` is told."""
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-
-def zeros(like: Tensor) -> Tensor:
-    """A gradient of nothing."""
-    made = empty_gradient(like)
-    host(torch.Tensor.zero_, made)
-    return made
-
-
-def place_gradients(
-    partial: Tensor, start: Tensor, ratio: Tensor, asked: tuple[bool, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Gradients of start and ratio from those of tiles, [B, P, tiles, 3]."""
-    dstart, dratio = (empty_gradient(v) if need else None for v, need in zip((start, ratio), asked, strict=True))
-    _, _, channels, window = grad.shape
-    arguments = {
-        "scalars_ptr": partial,
-        "dstart_ptr": partial if dstart is None else dstart,
-        "dratio_ptr": partial if dratio is None else dratio,
-        "CHUNKS": partial.shape[2],
-        "NEED_START": dstart is not None,
-        "NEED_RATIO": dratio is not None,
-        "COMPUTE": TRITON_TYPE[partial.dtype],
-    }
-    config = configuration("finish_places", Target(0, 1), "", channels, window)
-    launch(finish_places, (start.numel(),), config, arguments, outputs=channels * window)
-    return dstart, dratio
 
 
 def gradients(

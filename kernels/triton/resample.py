@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reference import compute_dtype
-from . import finish
+from . import places
 from .configurations import Target, configuration
 from .interpolation import (
     channel_offsets,
@@ -288,9 +288,9 @@ def gradients(
     if not (need_start or need_ratio):
         return dx, None, None
     if grad.numel() == 0:
-        return dx, *(finish.zeros(v) if need else None for v, need in zip((start, ratio), needs[1:], strict=True))
+        return dx, *(places.zeros(v) if need else None for v, need in zip((start, ratio), needs[1:], strict=True))
     partial = _place_gradient(grad, x, start, ratio, target or target_of(x.device))
-    return dx, *finish.place_gradients(partial, start, ratio, needs[1:], grad)
+    return dx, *places.place_gradients(partial, start, ratio, needs[1:], grad)
 
 
 def clip_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, target: Target | None = None) -> Tensor:
@@ -298,8 +298,8 @@ def clip_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, target:
     batch, channels, frames = x.shape
     pairs, window = grad.shape[1], grad.shape[3]
     if grad.numel() == 0:
-        return finish.zeros(x)
-    dx = finish.empty_gradient(x)
+        return places.zeros(x)
+    dx = places.empty_gradient(x)
     target, compute = target or target_of(x.device), compute_dtype(x.dtype)
     precision = "fp64" if compute == torch.float64 else "16 bits" if grad.dtype.itemsize == 2 else ""
     config = configuration("resample_dx", target, precision, channels, window, frames)

@@ -87,7 +87,7 @@ import torch
 from torch import Tensor
 
 from ..weights import Weights
-from . import depthwise, finish, fused, joint, pointwise, wide, windows
+from . import depthwise, finish, fused, joint, places, pointwise, wide, windows
 from .call import Call, Normed, Windowed
 from .configurations import Target
 from .launch import FUSED_CHANNELS, precision_of, target_of
@@ -168,7 +168,7 @@ def backward(
     inputs = (source.tensor, source.start, source.ratio) if clips else (source.tensor,)
     if grad_out.numel() == 0:
         inputs = (*inputs, strength, *weights)
-        return tuple(finish.zeros(v) if need else None for v, need in zip(inputs, needs, strict=True))
+        return tuple(places.zeros(v) if need else None for v, need in zip(inputs, needs, strict=True))
     ready = memory is not None
     call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, restore=restore, prepared=ready)
     if clips:

@@ -395,19 +395,16 @@ _BACKWARD = [
     ),
     Mutant("dA: centring forgotten", "finish_columns", "da -= (tl.sum(da, 1) / C)[:, None]", "pass"),
     Mutant("dA: depthwise bias forgotten", "finish_columns", "d[:, None] * dbias[None, :]", "0 * d[:, None]"),
-    Mutant(
-        "dâ: the last rows alone",
-        "finish_columns",
-        "bias += tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)",
-        "bias = tl.load(dbias_ptr + far[:, None] * C + c[None, :], mask=there, other=0.0)",
-    ),
-    Mutant("dâ: rows that are not there", "finish_columns", "row < rows", "row <= rows"),
-    Mutant("dÂ: shares that are not there", "finish_columns", "row < shares", "row <= shares"),
+    Mutant("sums: rows that are not there", "sum_rows", "row < rows", "row <= rows"),
+    Mutant("dÂ: shares that are not there", "finish_columns", "share < shares", "share <= shares"),
     Mutant(
         "dA: the last shares alone",
         "finish_columns",
-        ("total += tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)"),
-        ("total = tl.load(dproduct_ptr + share_offsets, mask=(row < shares)[:, None, None] & mask[None], other=0.0)"),
+        (
+            "total += tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & "
+            "mask[None], other=0.0)"
+        ),
+        ("total = tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & mask[None], other=0.0)"),
     ),
     Mutant("dA: shares over one another", "finish_columns", "C * C", "0"),
     Mutant(
