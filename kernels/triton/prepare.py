@@ -118,7 +118,7 @@ def lay_out(memory: Tensor, weights: Weights, precision: str) -> Prepared:
     operand = Split(hi, lo)
     if precision == "tf32" and channels <= FUSED_CHANNELS:
         operand = Split(*rest[padded**2 :].view(torch.bfloat16).view(2, padded, padded))
-    return Prepared(depthwise, Split(hi, lo), *vectors, operand)
+    return Prepared(depthwise, Split(hi, lo), vectors[0], vectors[1], vectors[2], operand)
 
 
 def prepare(weights: Weights, target: Target, precision: str, memory: Tensor) -> Prepared:
