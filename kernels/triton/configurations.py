@@ -68,6 +68,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, resample=False),
         Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, frames_apart=True),
         Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, restore=True),  # twice the frames spill 64 B
+        Row(_c(8, BLOCK_T=128, HOIST=True, AHEAD=4), frames_apart=True),  # read ahead, 112 B spill in Triton 3.8
         Row(_c(8, BLOCK_T=128, HOIST=False, AHEAD=4), even=False),
         Row(_c(8, BLOCK_T=128, HOIST=True, AHEAD=1)),
     ),
