@@ -88,13 +88,17 @@ def check_parity(size: int, frames: int, window: int, device: str = "cpu") -> di
             return torch.stack(theirs, dim=1).double(), torch.stack(losses).double()
 
     # in eval mode nn.TransformerEncoder takes a fast path, whose GELU on CUDA is the tanh approximation: 1e-4 off
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    true = composed("original", torch.float64)
+    try:
+        true = composed("original", torch.float64)
+        results = {
+            "float64": composed("ours", torch.float64),
+            **{variant: composed(variant, torch.float32) for variant in VARIANTS},
+        }
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     scale = true[0].abs().max()
-    results = {
-        "float64": composed("ours", torch.float64),
-        **{variant: composed(variant, torch.float32) for variant in VARIANTS},
-    }
     parity = {
         name: max(float((outputs - true[0]).abs().max() / scale), float((losses - true[1]).abs().max()))
         for name, (outputs, losses) in results.items()

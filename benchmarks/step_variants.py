@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import host_launches, launches, machine, set_tf32
+from harness import host_launches, machine, set_tf32
 from torch import Tensor, nn
 
 VARIANTS = ("original", "eager", "compiled", "tuned")
@@ -85,8 +85,8 @@ def saved_bytes(step: Callable[[], None], agent: nn.Module) -> int:
     return sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in weights)
 
 
-def dearest(step: Callable[[], None], count: int = 40) -> tuple[float, list[tuple[str, int, float]]]:
-    """Milliseconds that a step keeps the device busy, and (name, launches, microseconds) of what takes the most."""
+def on_device(step: Callable[[], None], count: int = 40) -> dict[str, Any]:
+    """What a step puts on the device, milliseconds that it is busy, and (name, launches, µs) of what takes the most."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -98,7 +98,11 @@ def dearest(step: Callable[[], None], count: int = 40) -> tuple[float, list[tupl
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             taken.setdefault(event.name, []).append(event.time_range.elapsed_us())
     rows = sorted(((name[:100], len(us), round(sum(us), 1)) for name, us in taken.items()), key=lambda row: -row[2])
-    return sum(sum(us) for us in taken.values()) / 1e3, rows[:count]
+    return {
+        "launches": sum(len(us) for us in taken.values()),
+        "busy_ms": sum(sum(us) for us in taken.values()) / 1e3,
+        "dearest": rows[:count],
+    }
 
 
 def measured(step: Callable[[], None], options: argparse.Namespace, agent: nn.Module) -> dict[str, Any]:
@@ -117,9 +121,8 @@ def measured(step: Callable[[], None], options: argparse.Namespace, agent: nn.Mo
     row["ms"], row["host_ms"] = (1e3 * statistics.median(times) for times in (wall, host))
     if cuda:
         row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
-        row["launches"] = launches(step)
         row["host_launches"] = host_launches(step)
-        row["busy_ms"], row["dearest"] = dearest(step)
+        row |= on_device(step)
     if not cuda or options.variant not in COMPILED:  # a recorded graph knows no hooks
         row["saved_gib"] = saved_bytes(step, agent) / GIB
     return row
@@ -214,7 +217,7 @@ def alone(lock: Path | None) -> Iterator[None]:
         return
     import fcntl
 
-    with lock.open("w") as handle:
+    with lock.open("a") as handle:  # whatever it holds stays
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -75,7 +75,8 @@ def test_saved_bytes_leave_the_parameters_out():
 def test_what_is_timed_waits_for_the_lock(tmp_path):
     """Held by another process, it is not had; let go, it is."""
     lock = tmp_path / "lock"
-    script = f"import fcntl, sys; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('has'); input()"
+    lock.write_text("somebody's")
+    script = f"import fcntl, sys; f = open({str(lock)!r}, 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('has'); input()"
     command = [sys.executable, "-uc", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -92,6 +93,7 @@ def test_what_is_timed_waits_for_the_lock(tmp_path):
         other.communicate("go\n")
         thread.join(10)
         assert had.is_set()
+    assert lock.read_text() == "somebody's"
     with step_variants.alone(None):
         pass
 
@@ -108,7 +110,9 @@ def test_nothing_is_timed_where_they_disagree(monkeypatch, wrong):
         return agent
 
     honest = agent_step.build
+    before = torch.backends.mha.get_fastpath_enabled()
     assert agent_step.check_parity(1, 144, 64)["float64"] < 1e-12
+    assert torch.backends.mha.get_fastpath_enabled() == before
     monkeypatch.setattr(agent_step, "build", built)
     monkeypatch.setattr(step_variants, "measure", lambda options: pytest.fail("timed"))
     with pytest.raises(SystemExit, match="the variants disagree"):
