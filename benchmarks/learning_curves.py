@@ -34,11 +34,11 @@ from adaptive_window import AdaptiveWindowCreativeAgent
 from adaptive_window.audio.mel import MelCodec
 from adaptive_window.audio.songs import synthesize_song
 from adaptive_window.config import TrainConfig
+from adaptive_window.training.ablation import REDUCED
 from adaptive_window.training.objective import Objective
 from adaptive_window.training.step import learning_rate, parameter_groups
 
 CLIP, WINDOW, PAIRS = 300, 200, 3
-SIZES: dict[str, Any] = {"component_dim": 32, "composer_heads": 4, "composer_layers": 2, "composer_dim": 128}
 ORIGINAL: dict[str, Any] = {
     "selector": "mlp",
     "rhythm_from": "none",
@@ -152,7 +152,7 @@ def curve(name: str, options: argparse.Namespace, train: Tensor, held_out: Tenso
         max_steps=options.steps,
         **RECIPES[name],
     )
-    agent = AdaptiveWindowCreativeAgent(window_frames=WINDOW, dropout=0.0, selector=config.selector, **SIZES)
+    agent = AdaptiveWindowCreativeAgent(window_frames=WINDOW, dropout=0.0, selector=config.selector, **REDUCED)
     with torch.no_grad():
         agent.creative_agent.composer.component_projection.weight.mul_(GAIN.get(name, 1.0))
     objective = Objective(MelCodec(), config)

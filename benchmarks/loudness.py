@@ -34,6 +34,7 @@ from adaptive_window.config import TrainConfig
 from adaptive_window.kernels import resample_windows
 from adaptive_window.kernels.validation import RESTORE
 from adaptive_window.losses.signals import pearson
+from adaptive_window.training.ablation import REDUCED
 from adaptive_window.training.checkpoint import build_agent, load_checkpoint
 from adaptive_window.training.initial import checkpoint_at
 from adaptive_window.training.run import run_training
@@ -43,7 +44,6 @@ CLIP, WINDOW = 1200, 800  # frames of 20 ms
 STRENGTHS = (0.5, 1.0)
 QUIETEST = 60.0  # dB below the loudest frame
 NOISE = 0.1
-SIZES: dict[str, Any] = {"component_dim": 32, "composer_heads": 4, "composer_layers": 2, "composer_dim": 128}
 Row = dict[str, Any]
 
 
@@ -128,7 +128,7 @@ def train(restore: str, steps: int, work: Path, seed: int) -> AdaptiveWindowCrea
         max_steps=steps, clips_per_song=max(1, steps * 4 // 64), examples=0, tensorboard=False, seed=seed,
     )  # fmt: skip
     if not (out / "summary.json").exists():
-        run_training(config, **SIZES)
+        run_training(config, **REDUCED)
     return build_agent(load_checkpoint(out / "last.safetensors"), out)
 
 

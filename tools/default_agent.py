@@ -32,6 +32,7 @@ from adaptive_window.audio.songs import synthesize_song, write_songs
 from adaptive_window.config import TrainConfig
 from adaptive_window.kernels import resample_windows
 from adaptive_window.model.tempo import FOUND
+from adaptive_window.training.ablation import REDUCED
 from adaptive_window.training.checkpoint import Checkpoint, build_agent, load_checkpoint, save_checkpoint
 from adaptive_window.training.initial import DEFAULT_WEIGHTS
 from adaptive_window.training.listening import Listener
@@ -40,7 +41,6 @@ from adaptive_window.training.report import COLUMNS, WindowReport
 from adaptive_window.training.run import run_training
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES: dict[str, Any] = {"component_dim": 32, "composer_heads": 4, "composer_layers": 2, "composer_dim": 128}
 TRAINED_FROM, HELD_OUT_FROM = 100_000, 200_000
 MADE = ("songs", "song_seconds", "seed", "short_steps", "long_steps", "lively_steps", "made_with", "since")
 BARS = (  # name, least, most
@@ -104,7 +104,7 @@ def train(options: argparse.Namespace) -> Path:
         warmup_steps=5,
         seed=options.seed + 1,
     )
-    for config, sizes in ((short, SIZES), (long, {}), (lively, {})):
+    for config, sizes in ((short, REDUCED), (long, {}), (lively, {})):
         if not (config.out / "summary.json").exists():
             run_training(config, **sizes)
     return lively.out / "last.safetensors"
@@ -252,7 +252,7 @@ def write_card(options: argparse.Namespace, found: dict[str, Any]) -> None:
         "",
         f"Weights: `adaptive/weights/default.safetensors`, {found['bytes'] / 1e6:.2f} MB, {found['parameters']:,} "
         "parameters (16 bits each), for the mel codec. Sizes: "
-        + ", ".join(f"{key} {value}" for key, value in SIZES.items())
+        + ", ".join(f"{key} {value}" for key, value in REDUCED.items())
         + ". Selector: content. Licence: as the project's.",
         "",
         f"Trained on {found['songs']} songs of {found['song_seconds']:g} s that the project synthesizes (seeds "

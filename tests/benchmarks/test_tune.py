@@ -95,6 +95,17 @@ def test_one_kernel_and_the_two_in_its_place(precision: str) -> None:
         assert ("joint_backward" in names) == (kernel == "joint_backward")
 
 
+def test_what_programs_share_and_what_is_split_is_compared_added_up() -> None:
+    """Other tiles give programs other shares, and other roundings other halves: the sums are what is promised."""
+    parts = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0))
+    exact = torch.tensor([1.0, 2.0])
+    one = {"PRECISION": "bf16x3", "dpointwise_ptr": parts, "du_ptr": exact, "du_lo_ptr": torch.tensor([0.25, 0.0])}
+    other = {**one, "dpointwise_ptr": parts.flip(0), "du_ptr": exact + 0.25, "du_lo_ptr": torch.tensor([0.0, -0.25])}
+    assert tune.difference(other, one) < 1e-6
+    assert tune.difference({**other, "dpointwise_ptr": 2 * parts}, one) == pytest.approx(1)
+    assert tune.difference({**other, "du_lo_ptr": torch.tensor([0.25, 0.0])}, one) > tune.AGREE
+
+
 def test_without_a_gpu_it_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
