@@ -49,7 +49,9 @@ def test_a_pull_is_the_gradient_of_a_logit() -> None:
 def test_a_short_run_becomes_data_and_a_picture(tmp_path, monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     monkeypatch.setattr(learning_curves, "songs", lambda first, count: torch.randn(2, 128, CLIP, generator=generator))
-    monkeypatch.setattr(learning_curves, "REDUCED", {**learning_curves.REDUCED, "composer_dim": 16, "composer_layers": 1})
+    monkeypatch.setattr(
+        learning_curves, "REDUCED", {**learning_curves.REDUCED, "composer_dim": 16, "composer_layers": 1}
+    )
     data, picture = tmp_path / "curves.json", tmp_path / "curves.svg"
     shared = ["learning_curves.py", "--json", str(data), "--plot", str(picture)]
     monkeypatch.setattr(sys, "argv", [*shared, "--steps", "1", "--every", "1", "--recipes", "default"])
