@@ -82,7 +82,8 @@ def joint_backward(
     total = tl.zeros((PADDED, PADDED), COMPUTE)
     dbias = tl.zeros((PADDED, 4), COMPUTE)
     dnorm = dbias
-    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+    for n in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        tile = tiles - 1 - n  # the newest first, see `transform`
         pair = tile // TILES_PER_WINDOW
         t = (tile - pair * TILES_PER_WINDOW) * BLOCK_T + j
         mask = (t < W)[None, :]
@@ -90,7 +91,7 @@ def joint_backward(
             mask = mask & (c < C)[:, None]
         base = pair.to(tl.int64) * (C * W)
         offsets = channel[:, None] + t[None, :]  # [PADDED, BLOCK_T]
-        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
+        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION, True)
         g = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE)
         strength = tl.load(strength_ptr + pair).to(COMPUTE)
         u = multiply(hi, lo, z_hi, z_lo, tl.broadcast_to(bias[:, None], (PADDED, BLOCK_T)), PRECISION)

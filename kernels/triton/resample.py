@@ -34,6 +34,7 @@ from .interpolation import (
 )
 from .launch import TRITON_TYPE, launch, target_of
 from .loops import runtime_range
+from .operands import LAST_READ
 
 
 @triton.jit
@@ -189,7 +190,7 @@ def resample_dx(
     """
     CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     SPAN: tl.constexpr = CHUNKS * BLOCK_C
-    program = tl.program_id(0)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # the newest first, see `transform`
     tiles = tl.cdiv(T, BLOCK_X)
     b = program // (tiles * CHUNKS)
     rest = program - b * (tiles * CHUNKS)
@@ -228,7 +229,8 @@ def resample_dx(
                     i, f, _ = walk(n + e, parts)
                     weight = tl.where(t < last, sample_weight(sample, i, f), 0.0)
                     held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
-                    g = tl.load(window_ptr + frame_offsets(held, STRIDE_GW)[:, None]).to(COMPUTE)
+                    frame_ptr = window_ptr + frame_offsets(held, STRIDE_GW)[:, None]
+                    g = tl.load(frame_ptr, eviction_policy=LAST_READ).to(COMPUTE)
                     acc += g * weight[:, None]
                 more = tl.where(ratio < 1.0, tl.minimum(tl.ceil(2.0 * pace) + 1.0, W * 1.0), 0.0).to(tl.int32)
                 for e in runtime_range(2, more, 1, num_stages=1):
@@ -236,7 +238,8 @@ def resample_dx(
                     i, f, _ = walk(n + e.to(COMPUTE), parts)
                     weight = tl.where(t < last, sample_weight(sample, i, f), 0.0)
                     held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
-                    g = tl.load(window_ptr + frame_offsets(held, STRIDE_GW)[:, None]).to(COMPUTE)
+                    frame_ptr = window_ptr + frame_offsets(held, STRIDE_GW)[:, None]
+                    g = tl.load(frame_ptr, eviction_policy=LAST_READ).to(COMPUTE)
                     acc += g * weight[:, None]
             if (first > 0) & (lo > i0 - 1):
                 acc += held_frames(0, first, lo, i0, k, window_ptr, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
