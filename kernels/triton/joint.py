@@ -91,7 +91,7 @@ def joint_backward(
             mask = mask & (c < C)[:, None]
         base = pair.to(tl.int64) * (C * W)
         offsets = channel[:, None] + t[None, :]  # [PADDED, BLOCK_T]
-        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION, True)
+        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
         g = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(COMPUTE)
         strength = tl.load(strength_ptr + pair).to(COMPUTE)
         u = multiply(hi, lo, z_hi, z_lo, tl.broadcast_to(bias[:, None], (PADDED, BLOCK_T)), PRECISION)

@@ -19,8 +19,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LAST_READ = tl.constexpr("evict_first")  # eviction policy of loads that nobody repeats: see `transform`
-
 
 class Split(NamedTuple):
     """An operand of the pointwise products: hi + lo for "bf16x3", else hi alone (and lo is hi)."""
@@ -64,12 +62,8 @@ def multiply(a_hi, a_lo, b_hi, b_lo, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_split(hi_ptr, lo_ptr, offsets, mask, PRECISION: tl.constexpr, LAST: tl.constexpr):
-    """An operand that was stored as `split` gives it. LAST: nobody reads it again."""
-    POLICY: tl.constexpr = LAST_READ if LAST else ""
-    hi = tl.load(hi_ptr + offsets, mask=mask, other=0.0, eviction_policy=POLICY)
-    if PRECISION == "bf16x3":
-        lo = tl.load(lo_ptr + offsets, mask=mask, other=0.0, eviction_policy=POLICY)
-    else:
-        lo = hi
+def load_split(hi_ptr, lo_ptr, offsets, mask, PRECISION: tl.constexpr):
+    """An operand that was stored as `split` gives it."""
+    hi = tl.load(hi_ptr + offsets, mask=mask, other=0.0)
+    lo = tl.load(lo_ptr + offsets, mask=mask, other=0.0) if PRECISION == "bf16x3" else hi
     return hi, lo

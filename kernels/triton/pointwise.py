@@ -88,7 +88,7 @@ def norm_backward(
             mask = mask & (c < C)[None, :]
         base = pair.to(tl.int64) * (C * W)
         offsets = channel_offsets(c, C, PADDED, W)[None, :] + t[:, None]  # [BLOCK_T, PADDED]
-        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION, False)
+        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
         if not HOIST:
             hi = tl.load(pointwise_hi_ptr + weight_offsets)
             lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
@@ -190,9 +190,9 @@ def product_backward(
             mask = mask & (c < C)[:, None]
         base = pair.to(tl.int64) * (C * W)
         offsets = channel[:, None] + t[None, :]  # [PADDED, BLOCK_T]
-        du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, offsets, mask, PRECISION, False)
+        du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, offsets, mask, PRECISION)
         if NEED_WEIGHT:
-            z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION, False)
+            z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, offsets, mask, PRECISION)
             if PRECISION == "fp64":  # the other way round it spills
                 total = multiply(du_hi, du_lo, tl.trans(z_hi), tl.trans(z_lo), total, PRECISION)
             else:

@@ -33,8 +33,7 @@ from .interpolation import (
     walk,
 )
 from .launch import TRITON_TYPE, launch, target_of
-from .loops import runtime_range
-from .operands import LAST_READ
+from .loops import LAST_READ, runtime_range
 
 
 @triton.jit

@@ -47,7 +47,7 @@ def wide_product(
     for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
         c = c0 + tl.arange(0, BLOCK_C)
         offsets = channel_offsets(c, C, SPAN, W)[:, None] + t[None, :]
-        a_hi, a_lo = load_split(a_ptr + base, a_lo_ptr + base, offsets, inside & (c < C)[:, None], PRECISION, False)
+        a_hi, a_lo = load_split(a_ptr + base, a_lo_ptr + base, offsets, inside & (c < C)[:, None], PRECISION)
         at = c[None, :] * PADDED + row[:, None] if TRANSPOSED else row[:, None] * PADDED + c[None, :]
         hi = tl.load(weight_ptr + at)
         lo = tl.load(weight_lo_ptr + at) if PRECISION == "bf16x3" else hi
@@ -87,9 +87,9 @@ def wide_weight(
         z_offsets = channel_offsets(row, C, SPAN, W)[:, None] + t[None, :]
         du_offsets = channel_offsets(column, C, SPAN, W)[:, None] + t[None, :]
         du_mask = inside & (column < C)[:, None]
-        du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, du_offsets, du_mask, PRECISION, False)
+        du_hi, du_lo = load_split(du_ptr + base, du_lo_ptr + base, du_offsets, du_mask, PRECISION)
         z_mask = inside & (row < C)[:, None]
-        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, z_offsets, z_mask, PRECISION, False)
+        z_hi, z_lo = load_split(z_ptr + base, z_lo_ptr + base, z_offsets, z_mask, PRECISION)
         total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)
     share_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * (C * C)
     mask = (row < C)[:, None] & (column < C)[None, :]

@@ -8,9 +8,8 @@ from torch import Tensor
 from .call import Call, Places, Windowed, place_arguments
 from .interpolation import channel_offsets, frame_offsets
 from .launch import launch
-from .loops import runtime_range
+from .loops import LAST_READ, runtime_range
 from .moments import load_restored
-from .operands import LAST_READ
 
 
 @triton.jit
