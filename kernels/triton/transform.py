@@ -24,7 +24,7 @@ Adjoint, with g the gradient of out, top to bottom (· is summed over what the l
     dy   = (1 − s)·g + Σ_k d_k·dz(t − k + h)
     dp   = Σ_c dy·(x[i + 1] − x[i])
     dstart = Σ_t dp·∂p/∂start,   dratio = Σ_t dp·∂p/∂ratio  (`interpolation.position_slopes`)
-    dx[i] = Σ_windows Σ_t max(0, 1 − |p(t) − i|)·dy(t)      (`resample`: gather form, each dx written once)
+    dx[i] = Σ_windows Σ_t max(0, 1 − |p(t) − i|)·dy(t)      (`resample_dx`: gather form, each dx written once)
 
 Back to the weights as they were given, by the chain rule through the centring (C takes the mean off each column):
 dA = C(dÂ + dâ·d₀ᵀ),  da = C(dâ),  dd₀ = Âᵀ·dâ.
@@ -55,7 +55,7 @@ Kernels, in their order; a gradient that nobody needs switches its part, or its 
                                                                   scratch      (`pointwise`)
     product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise`)
     window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g                        (`windows`)
-    resample_dx         dy -> dx                                               (`resample`)
+    resample_dx         dy -> dx                                               (`resample_dx`)
     finish_gradients    partial sums -> gradients                              (`finish`)
 
 The same kernels serve `tonality_blend`: it gives y itself (not RESAMPLE), and dy is its result.
@@ -99,7 +99,7 @@ from .call import Call, Normed, Windowed
 from .configurations import Target
 from .launch import FUSED_CHANNELS, precision_of, target_of
 from .prepare import room
-from .resample import clip_gradient
+from .resample_dx import clip_gradient
 from .source import Source
 
 
