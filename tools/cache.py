@@ -16,6 +16,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,7 +112,7 @@ class Walk:
 
     def programs(self) -> list[Callable[[], Iterator[Step]]]:
         make = getattr(self, self.launch.name)
-        return [lambda n=n: make(n) for n in range(self.launch.grid[0])]
+        return [partial(make, n) for n in range(self.launch.grid[0])]
 
     def _rows(self, name: str, owner: int, chunks: range, frames: range, **how: bool) -> Step:
         """Blocks of a tensor [..., C, frames], of the owner-th of its leading axes."""
