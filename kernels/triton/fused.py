@@ -133,8 +133,10 @@ def windowed_tonality_forward(
         rows = tl.broadcast_to(j[:, None], (BLOCK_T, BLOCK_C))
         scales = tl.gather(tl.broadcast_to(scale[:, None], (BLOCK_T, BLOCK_C)), rows, 0)
         own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | ~second)
+        if W % 4 == 0:
+            own = tl.max_constancy(own, 4)
         out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
-        out_t = t.to(tl.int64) + tl.where(second, C * W, 0)
+        out_t = tl.max_contiguous(tl.multiple_of(t.to(tl.int64) + tl.where(second, C * W, 0), 4), 4)
         for n in tl.static_range(4):
             if n == AHEAD:  # the next tile's first channels are on their way while this one is finished
                 next_id = tl.minimum(tile_id + tl.num_programs(0), tiles - 1)
