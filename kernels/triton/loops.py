@@ -1,8 +1,9 @@
-"""Loops over run-time ranges, compiled and interpreted."""
+"""What is written in two ways, for the compiler and for the interpreter: loops over run-time ranges, prefetches."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import triton
 import triton.language as tl
 
 from ..backends import INTERPRETED
@@ -22,3 +23,17 @@ def _interpreted_range(start: Any, stop: Any, step: Any = 1, num_stages: int = 1
 # For kernels: `for n in runtime_range(start, stop, step, num_stages=1)`. One stage, around dots and gathers: software
 # pipelining turns gathered loads into 4-byte asynchronous copies.
 runtime_range = _interpreted_range if INTERPRETED else tl.range
+
+
+@triton.jit
+def _prefetch(ptr):
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptr], tl.int32, False, 1)
+
+
+def _interpreted_prefetch(ptr: Any) -> None:
+    """Reads instead, so that the sanitizer sees where from."""
+    tl.load(ptr)
+
+
+# For kernels: `prefetch(ptr)` asks for cache lines to be brought to the second-level cache; nothing waits for them.
+prefetch = _interpreted_prefetch if INTERPRETED else _prefetch
