@@ -145,6 +145,7 @@ _FORWARD = [
         "tl.minimum(tl.maximum(place, 0.0), (T - 1) * 1.0)",
         "tl.maximum(place, 0.0) + T",
     ),
+    Mutant("cache lines asked for before the clip", "prefetch_joined", "tl.maximum(place, 0.0)", "place"),
     Mutant(
         "neighbour's frames from the wrong side",
         "at_distance",
