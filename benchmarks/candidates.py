@@ -12,12 +12,16 @@ def _c(num_warps: int, per_processor: int = 1, **constants: int) -> Configuratio
 
 
 def _forward() -> list[Configuration]:
-    """BLOCK_T, warps, programs a processor, the weight read once, when the next tile begins (4: last)."""
+    """BLOCK_T, warps, programs a processor, the weight read once, when the next tile is read and asked for (4: not)."""
     shapes = (
-        (128, 8, 1, True, 0), (128, 8, 1, True, 1), (128, 8, 1, True, 2), (128, 8, 1, True, 3), (128, 8, 1, True, 4),
-        (128, 8, 1, False, 1), (64, 4, 2, True, 1),
+        (128, 8, 1, True, 0, 4), (128, 8, 1, True, 1, 4), (128, 8, 1, True, 2, 4), (128, 8, 1, True, 3, 4),
+        (128, 8, 1, True, 4, 4), (128, 8, 1, False, 1, 4), (64, 4, 2, True, 1, 4),
+        (128, 8, 1, True, 1, 0), (128, 8, 1, True, 1, 1), (128, 8, 1, True, 1, 2),
     )  # fmt: skip
-    return [_c(warps, per, BLOCK_T=t, HOIST=hoist, AHEAD=ahead) for t, warps, per, hoist, ahead in shapes]
+    return [
+        _c(warps, per, BLOCK_T=t, HOIST=hoist, AHEAD=ahead, FETCH=fetch)
+        for t, warps, per, hoist, ahead, fetch in shapes
+    ]
 
 
 def _norm() -> list[Configuration]:
@@ -65,5 +69,5 @@ CANDIDATES: dict[str, list[Configuration]] = {
         for channels, rows in ((1, 16), (1, 32), (1, 64), (2, 32), (2, 64), (4, 32))
     ],
     "resample_dx": _tiles("BLOCK_X", ((128, 32, 4), (128, 16, 2), (128, 64, 4), (64, 64, 4), (256, 16, 4))),
-    "prepare_weights": [_c(8, BLOCK=size) for size in (2, 4, 8, 16)],
+    "prepare_weights": [_c(warps, BLOCK=size) for warps, size in ((8, 8), (8, 16), (16, 8), (16, 16), (16, 32))],
 }

@@ -57,20 +57,27 @@ def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constan
     return Configuration(constants, num_warps, num_stages, per_processor)
 
 
+def _forward(
+    num_warps: int, frames: int, *, hoist: bool = True, ahead: int = 4, fetch: int = 4, per_processor: int = 1
+) -> Configuration:
+    """Of `windowed_tonality_forward`: the weight read once, and what is read and asked for ahead (4: nothing)."""
+    return _c(num_warps, per_processor=per_processor, BLOCK_T=frames, HOIST=hoist, AHEAD=ahead, FETCH=fetch)
+
+
 TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
-        Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), arch=0, precision="fp64"),
-        Row(_c(8, BLOCK_T=32, HOIST=True, AHEAD=1), arch=0),
-        Row(_c(8, BLOCK_T=16, HOIST=False, AHEAD=4), precision="fp64", resample=False),  # twice the frames spill 48 B
-        Row(_c(8, BLOCK_T=32, HOIST=False, AHEAD=4), precision="fp64"),
-        Row(_c(4, BLOCK_T=128, HOIST=True, AHEAD=4, per_processor=2), padded=64),
-        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, even=False),
-        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, resample=False),
-        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, frames_apart=True),
-        Row(_c(8, BLOCK_T=64, HOIST=True, AHEAD=4), arch=80, restore=True),  # twice the frames spill 64 B
-        Row(_c(8, BLOCK_T=128, HOIST=True, AHEAD=4), frames_apart=True),  # read ahead, 112 B spill in Triton 3.8
-        Row(_c(8, BLOCK_T=128, HOIST=False, AHEAD=4), even=False),
-        Row(_c(8, BLOCK_T=128, HOIST=True, AHEAD=1)),
+        Row(_forward(8, 32, hoist=False), arch=0, precision="fp64"),
+        Row(_forward(8, 32, ahead=1, fetch=1), arch=0),
+        Row(_forward(8, 16, hoist=False), precision="fp64", resample=False),  # twice the frames spill 48 B
+        Row(_forward(8, 32, hoist=False), precision="fp64"),
+        Row(_forward(4, 128, per_processor=2), padded=64),
+        Row(_forward(8, 64), arch=80, even=False),
+        Row(_forward(8, 64), arch=80, resample=False),
+        Row(_forward(8, 64), arch=80, frames_apart=True),
+        Row(_forward(8, 64), arch=80, restore=True),  # twice the frames spill 64 B
+        Row(_forward(8, 128), frames_apart=True),  # read ahead, 112 B spill in Triton 3.8
+        Row(_forward(8, 128, hoist=False), even=False),
+        Row(_forward(8, 128, ahead=1)),
     ),
     "prepare_weights": (Row(_c(8, BLOCK=16)),),
     "recompute_windows": (

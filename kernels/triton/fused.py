@@ -8,7 +8,9 @@ BLOCK_T frames, of which the outer HALO on either side only feed the depthwise c
 JOINED − W ≥ K // 2 frames of padding after each, and a tile may hold the end of one and the beginning of the next: were
 each window a whole number of tiles, B = 32, P = 3 and W = 800 would give 672, six rounds of 132 programs. It gives 644.
 
-The next tile's first channels are read while this one is finished: before channels AHEAD·BLOCK_C are stored; 4: after.
+Channels are read while those before them are convolved, and the next tile's first while this one is finished: before
+channels AHEAD·BLOCK_C are stored. 4: nothing is read ahead, which takes fewer registers. Before channels FETCH·BLOCK_C
+are convolved, the next tile's cache lines are asked for, by every fourth frame; 4: not at all.
 """
 
 import triton
@@ -22,7 +24,7 @@ from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
 from .moments import tile_moments
 from .operands import multiply, split
-from .source import interpolated, place_joined, read_at
+from .source import interpolated, place_joined, prefetch_joined, read_at
 
 
 @triton.jit
@@ -70,6 +72,7 @@ def windowed_tonality_forward(
     COMPUTE: tl.constexpr,
     HOIST: tl.constexpr,
     AHEAD: tl.constexpr,
+    FETCH: tl.constexpr,
 ):
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     BLOCK_C: tl.constexpr = PADDED // 4
@@ -93,6 +96,7 @@ def windowed_tonality_forward(
         read = read_at(frame_ptr, wide_c, (t >= 0) & (t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
     for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
         pair, t0, t, second = tile_frames(tile_id, j, OWN, HALO, JOINED)
+        next_id = tl.minimum(tile_id + tl.num_programs(0), tiles - 1)
         inside = (t >= 0) & (t < W)
         next_strength = tl.load(strength_ptr + tl.minimum(pair + 1, pairs - 1))
         strength = tl.where(second, next_strength, tl.load(strength_ptr + pair)).to(COMPUTE)
@@ -105,9 +109,20 @@ def windowed_tonality_forward(
         u = tl.broadcast_to(tl.load(pointwise_bias_ptr + out_c)[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
-            if n > 0:
+            if n == FETCH and RESAMPLE and STRIDE_T == 1:
+                later, _, later_t, later_second = tile_frames(
+                    next_id, tl.arange(0, BLOCK_T // 4) * 4, OWN, HALO, JOINED
+                )
+                prefetch_joined(
+                    source_ptr, start_ptr, ratio_ptr, later, pairs, later_second, later_t, out_c.to(tl.int64), T,
+                    stride_b, P, C, PADDED, STRIDE_C,
+                )  # fmt: skip
+            if AHEAD == 4 and n > 0:
                 read = read_at(frame_ptr, wide_c + n * BLOCK_C, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
-            y = interpolated(read, w0, w1, RESAMPLE)
+            now = read
+            if AHEAD < 4 and n < 3:  # the next channels are on their way while these are convolved
+                read = read_at(frame_ptr, wide_c + (n + 1) * BLOCK_C, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+            y = interpolated(now, w0, w1, RESAMPLE)
             z = depthwise_folded(y, c + n * BLOCK_C, depthwise_ptr, K, PADDED)
             z_hi, z_lo = split(z, PRECISION)
             if HOIST:
@@ -135,9 +150,11 @@ def windowed_tonality_forward(
         own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | ~second)
         out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
         out_t = t.to(tl.int64) + tl.where(second, C * W, 0)
+        if W % 4 == 0:  # by fours, frames are neighbours of one window: Triton 3.8 is told, or reads and stores differ
+            own = tl.max_constancy(own, 4)
+            out_t = tl.max_contiguous(tl.multiple_of(out_t, 4), 4)
         for n in tl.static_range(4):
             if n == AHEAD:  # the next tile's first channels are on their way while this one is finished
-                next_id = tl.minimum(tile_id + tl.num_programs(0), tiles - 1)
                 next_pair, next_t0, next_t, next_second = tile_frames(next_id, j, OWN, HALO, JOINED)
                 frame_ptr, w0, w1 = place_joined(
                     source_ptr, start_ptr, ratio_ptr, next_pair, pairs, next_second, next_t0, next_t, T,

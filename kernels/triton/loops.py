@@ -1,8 +1,9 @@
-"""Loops over run-time ranges, compiled and interpreted; and what they read for the last time."""
+"""Loops over run-time ranges and prefetches, compiled and interpreted; and how loads are marked."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import triton
 import triton.language as tl
 
 from ..backends import INTERPRETED
@@ -25,3 +26,17 @@ runtime_range = _interpreted_range if INTERPRETED else tl.range
 
 # Eviction policy of loads that nobody repeats, see `transform`; those that are pipelined lose it in the compiler.
 LAST_READ = tl.constexpr("evict_first")
+
+
+@triton.jit
+def _prefetch(ptr):
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptr], tl.int32, False, 1)
+
+
+def _interpreted_prefetch(ptr: Any) -> None:
+    """Reads instead, so that the sanitizer sees where from."""
+    tl.load(ptr)
+
+
+# For kernels: `prefetch(ptr)` asks for cache lines to be brought to the second-level cache; nothing waits for them.
+prefetch = _interpreted_prefetch if INTERPRETED else _prefetch

@@ -6,7 +6,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .interpolation import channel_offsets, frame_offsets, joined_frames, place_tile, read_window, source_frames
+from .interpolation import (
+    RATIO_LIMIT,
+    START_LIMIT,
+    channel_offsets,
+    finite,
+    frame_offsets,
+    joined_frames,
+    place_tile,
+    read_window,
+    source_frames,
+)
+from .loops import prefetch
 
 
 class Source(NamedTuple):
@@ -113,6 +124,36 @@ def place_joined(
         unused = tl.zeros(t.shape, COMPUTE)
         tile_ptr = batch_ptr + (pair - b * P).to(tl.int64) * stride_p
         return tile_ptr + (frame_offsets(t, STRIDE_T) + tl.where(second, step, 0)), unused, unused
+
+
+@triton.jit
+def prefetch_joined(
+    source_ptr,
+    start_ptr,
+    ratio_ptr,
+    pair,
+    pairs,
+    second,
+    t,
+    c,
+    T,
+    stride_b,
+    P: tl.constexpr,
+    C: tl.constexpr,
+    SPAN: tl.constexpr,
+    STRIDE_C: tl.constexpr,
+):
+    """Asks for the lines of channels c < SPAN that frames t read, as `place_joined` has them, where frames are
+    neighbours in memory. A float32 place is a few frames off in a long clip, which only costs what it fetches.
+    """
+    following = tl.minimum(pair + 1, pairs - 1)
+    start = tl.where(second, tl.load(start_ptr + following), tl.load(start_ptr + pair))
+    ratio = tl.where(second, tl.load(ratio_ptr + following), tl.load(ratio_ptr + pair))
+    place = finite(start, 0.0, START_LIMIT) + t * finite(ratio, 1.0, RATIO_LIMIT)
+    i = tl.minimum(tl.maximum(place, 0.0), (T - 1) * 1.0).to(tl.int32)
+    frame_ptr = source_ptr + (tl.where(second, following // P, pair // P).to(tl.int64) * stride_b + i)
+    # Channels by frames: where nothing else decides, neighbouring threads get neighbours along the last axis.
+    prefetch(frame_ptr[None, :] + channel_offsets(c, C, SPAN, STRIDE_C)[:, None])
 
 
 @triton.jit

@@ -134,6 +134,19 @@ _FORWARD = [
         "tile_id",
     ),
     Mutant(
+        "channels read ahead are those at hand",
+        "windowed_tonality_forward",
+        "wide_c + (n + 1) * BLOCK_C",
+        "wide_c + n * BLOCK_C",
+    ),
+    Mutant(
+        "cache lines asked for behind the clip",
+        "prefetch_joined",
+        "tl.minimum(tl.maximum(place, 0.0), (T - 1) * 1.0)",
+        "tl.maximum(place, 0.0) + T",
+    ),
+    Mutant("cache lines asked for before the clip", "prefetch_joined", "tl.maximum(place, 0.0)", "place"),
+    Mutant(
         "neighbour's frames from the wrong side",
         "at_distance",
         "tl.arange(0, ROWS) + DISTANCE // 4",

@@ -184,9 +184,11 @@ def test_prediction_of_a_shipped_kernel() -> None:
 
 @pytest.mark.proof
 def test_the_fused_kernels_become_no_slower() -> None:
-    """Predicted, B = 32, tf32: 64 µs forward and 252 backward with Triton 3.8, 274 with 3.6 before its last rows."""
+    """Predicted, B = 32, tf32: 52 µs forward with Triton 3.6 and 3.8, 63 where 3.8 finds other layouts for loads than
+    for stores. 252 backward with Triton 3.8, 274 with 3.6 before its last rows.
+    """
     rows = [row for row in predicted("windowed_tonality", "tf32") if row["dtype"] == "float32"]
-    for op, bar in (("windowed_tonality forward", 68), ("windowed_tonality backward", 280)):
+    for op, bar in (("windowed_tonality forward", 56), ("windowed_tonality backward", 280)):
         kernels = {row["kernel"]: row["microseconds"] for row in rows if row["op"] == op}
         assert len(kernels) >= 2
         assert sum(kernels.values()) <= bar, kernels
