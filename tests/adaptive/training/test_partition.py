@@ -54,16 +54,18 @@ PARTITIONS = {"all": min_cut_rematerialization_partition, "little": Lean()}
 
 
 class Small(nn.Module):
-    """Clips in, cast, through two products with GELU and dropout between, and cast again."""
+    """Clips in, cast, three products, GELU and dropout between, and the first's result needed again at the end."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(16, 64, bias=False), nn.Linear(64, 16, bias=False)
+        self.layers = nn.ModuleList(nn.Linear(size, 64, bias=False) for size in (16, 64, 64))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.linear(x.bfloat16(), self.first.weight.bfloat16())
-        dropped = dropout.hashed_dropout(F.gelu(hidden), 0.5)
-        return F.linear(dropped, self.second.weight.bfloat16()).float().square().sum()
+        first, second, third = (layer.weight.bfloat16() for layer in self.layers)
+        hidden = 0.5 * F.linear(x.bfloat16(), first)
+        between = F.linear(dropout.hashed_dropout(F.gelu(hidden), 0.5), second)
+        last = F.linear(dropout.hashed_dropout(F.gelu(between), 0.5), third)
+        return (last.float() * hidden.float()).sum()
 
 
 def test_what_is_kept_can_be_counted_by_hand() -> None:
@@ -75,11 +77,11 @@ def test_what_is_kept_can_be_counted_by_hand() -> None:
         cut = Cut(net, partition)
         cut.loss(x).backward()
         found[keep] = (cut, [p.grad for p in net.parameters()])
-    # GELU's input, two seeds, the second weight in bfloat16, and the output before it was made wider
-    little, rows = found["little"][0].kept(), 32
-    assert sorted(little.values()) == sorted([2 * rows * 64, 2 * 4, 2 * 64 * 16, 2 * rows * 16]), little
-    # PyTorch's partition keeps what dropout left of GELU's output as well
-    assert sum(found["all"][0].kept().values()) >= sum(little.values()) + 2 * rows * 64
+    # the products' results as they came, two seeds for each of two masks, two weights in bfloat16
+    rows, little, most = 32, found["little"][0].kept(), found["all"][0].kept()
+    assert sorted(little.values()) == sorted([2 * rows * 64] * 3 + [2 * 4] * 2 + [2 * 64 * 64] * 2), little
+    # PyTorch's partition keeps what dropout left of both GELUs' outputs, a mask, and a result made wider
+    assert sum(most.values()) >= sum(little.values()) + (2 * 2 + 1) * rows * 64, most
     assert found["all"][0].dear() == found["little"][0].dear()
     for one, other in zip(found["all"][1], found["little"][1], strict=True):
         assert torch.equal(one, other)
