@@ -62,7 +62,7 @@ def step_of(agent: nn.Module, variant: str, precision: str, device: str) -> Call
 
         options: dict[str, Any] = {"triton.cudagraphs": True} if device == "cuda" else {}
         if variant != "kept":
-            options |= lean_options()
+            options |= lean_options(device)
         if variant == "tuned":
             options["max_autotune_pointwise"] = True
         loss = torch.compile(loss_of, fullgraph=True, dynamic=False, options=options or None)

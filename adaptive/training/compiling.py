@@ -134,7 +134,7 @@ class Forward:
         if self.keep == "little":
             from .partition import lean_options  # imports PyTorch's compiler
 
-            options |= lean_options()
+            options |= lean_options(self.device.type)
         settings: dict[str, Any] = {"dynamic": False, "options": options or None}
         reason = "gradients are averaged over processes" if self.distributed else self.objective.why_not_traced()
         if reason is None:
@@ -149,7 +149,7 @@ class Forward:
         self._compiled = loss_of(agent, self.objective, self.autocast)
 
     def _mode(self, compiled: str) -> str:
-        return f"{compiled}, keeping little" if self.keep == "little" else compiled
+        return f"{compiled} (keeping little)" if self.keep == "little" else compiled
 
     def _made(self) -> str:
         from torch._inductor import metrics

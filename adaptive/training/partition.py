@@ -83,14 +83,20 @@ class Lean(CustomPartitionerFn):
         return get_hash_for_files((__file__,))
 
 
-def lean_options() -> dict[str, Any]:
+def lean_options(device: str = "cuda") -> dict[str, Any]:
     """`options` of `torch.compile` for a step that keeps little, with what TorchInductor needs for its kernels then.
 
     realize_opcount_threshold      a mask's hash is more operations than it puts into one kernel with what uses them;
                                    written out, it would be four bytes an element
     triton.mix_order_reduction     one kernel for LayerNorm's gradients of input and weights sums over rows in shared
                                    memory, which is what it waits for: 480 us on an H100 where its bytes take 225
+    allow_buffer_reuse             CUDA's allocator gives a freed block to what comes next; TorchInductor holds it for
+                                   the next tensor of that size (on CPUs new memory costs time: there it may)
     """
-    options = {"realize_opcount_threshold": 100, "triton.mix_order_reduction": False}
+    options = {
+        "realize_opcount_threshold": 100,
+        "triton.mix_order_reduction": False,
+        "allow_buffer_reuse": device != "cuda",
+    }
     known = torch._inductor.list_options()
     return {"custom_partitioner_fn": Lean(), **{name: value for name, value in options.items() if name in known}}

@@ -93,7 +93,7 @@ def test_a_compiled_step_is_the_eager_one(tmp_path, without_inductor, spectral, 
     torch.manual_seed(1)
     got, grads = gradients(compiled)
     mode = "agent and losses" if spectral == "latent" else "agent"
-    assert compiled.take_step.compute.mode == (mode if keep == "all" else f"{mode}, keeping little")
+    assert compiled.take_step.compute.mode == (mode if keep == "all" else f"{mode} (keeping little)")
     assert eager.take_step.compute.mode == "eager"
     assert got.keys() == wanted.keys()
     for name, value in got.items():
@@ -113,7 +113,7 @@ def test_one_compilation_in_a_run_of_fifty_steps(tmp_path, without_inductor):
     assert len(without_inductor) == 1, "one graph, compiled once"
     assert not counters["graph_break"]
     saved = checkpoint.load_checkpoint(tmp_path / "last.safetensors")
-    assert saved.info["mode"] == "agent and losses, keeping little"
+    assert saved.info["mode"] == "agent and losses (keeping little)"
 
 
 @pytest.mark.proof
@@ -145,7 +145,7 @@ def test_another_mode_is_told(tmp_path, without_inductor, capsys):
     run(make(tmp_path, max_steps=2, compile="on", spectral="latent", keep="all", resume=True), tmp_path)
     assert "trained with eager computation and goes on with agent and losses:" in capsys.readouterr().err
     run(make(tmp_path, max_steps=3, compile="on", spectral="latent", resume=True), tmp_path)
-    assert "with agent and losses computation and goes on with agent and losses, keeping little:" in (
+    assert "with agent and losses computation and goes on with agent and losses (keeping little):" in (
         capsys.readouterr().err
     )
 
@@ -161,7 +161,7 @@ def test_several_processes(tmp_path, without_inductor, capsys):
         got, grads = gradients(compiled)
     finally:
         torch.distributed.destroy_process_group()
-    assert compiled.take_step.compute.mode == "agent, keeping little"
+    assert compiled.take_step.compute.mode == "agent (keeping little)"
     assert "losses stay eager: gradients are averaged over processes" in capsys.readouterr().err
     assert math.isclose(got["loss"], wanted["loss"], rel_tol=1e-9)
     for name, grad in grads.items():
@@ -195,7 +195,7 @@ def test_where_the_compiler_fails_auto_goes_on_eagerly(tmp_path, monkeypatch, ca
 def test_where_the_compiler_fails_on_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", failing)
     trainer = make(tmp_path, compile="on", spectral="latent")
-    with pytest.raises(CompileError, match=r"--compile on: compiling the agent and losses failed .*no C"):
+    with pytest.raises(CompileError, match=r"--compile on: compiling the agent and losses \(keeping little\) failed .*no C"):
         trainer.take_step(batch_of(trainer), 0)
     assert issubclass(CompileError, UsageError)
 
@@ -235,7 +235,7 @@ def test_inductor(tmp_path, capsys):
     for name, grad in grads.items():
         assert float((grad - wanted_grads[name]).abs().max()) <= 1e-4 * scale, name
     said = capsys.readouterr().err
-    assert "compiled: agent and losses, with the backward pass, in " in said
+    assert "compiled: agent and losses (keeping little), with the backward pass, in " in said
     assert "kernels of TorchInductor's, 0 graph breaks)" in said
     assert re.search(r"on this CPU a compiled step takes [\d.]+ s, an eager one [\d.]+: compiling gains", said)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.decomposition import select_decomp_table
 
 from adaptive_window import AdaptiveWindowCreativeAgent
 from adaptive_window.model import dropout
@@ -32,7 +33,9 @@ class Cut:
             return self.forward, self.backward
 
         torch._dynamo.reset()
-        backend = aot_autograd(fw_compiler=boxed_nop, bw_compiler=boxed_nop, partition_fn=cut)
+        backend = aot_autograd(
+            fw_compiler=boxed_nop, bw_compiler=boxed_nop, partition_fn=cut, decompositions=select_decomp_table()
+        )
         self.loss: Callable[..., Tensor] = torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)
 
     def kept(self) -> dict[str, int]:
