@@ -16,6 +16,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,7 +112,7 @@ class Walk:
 
     def programs(self) -> list[Callable[[], Iterator[Step]]]:
         make = getattr(self, self.launch.name)
-        return [lambda n=n: make(n) for n in range(self.launch.grid[0])]
+        return [partial(make, n) for n in range(self.launch.grid[0])]
 
     def _rows(self, name: str, owner: int, chunks: range, frames: range, **how: bool) -> Step:
         """Blocks of a tensor [..., C, frames], of the owner-th of its leading axes."""
@@ -120,9 +121,6 @@ class Walk:
         size = CHANNELS * FRAMES * tensor.element_size()
         first, behind = max(frames.start, 0) // FRAMES, math.ceil(min(frames.stop, end) / FRAMES)
         return [Touch((id(tensor), owner, c, t), size, **how) for c in chunks for t in range(first, behind)]
-
-    def _window(self, name: str, pair: int, chunks: range, frames: range, **how: bool) -> Step:
-        return self._rows(name, pair, chunks, frames, **how)
 
     def _clip(self, name: str, pair: int, chunks: range, frames: range) -> Step:
         places = range(int(START + RATIO * frames.start), int(START + RATIO * frames.stop) + 1)
@@ -138,9 +136,9 @@ class Walk:
         pair, tile, chunk = n // blocks // tiles, n // blocks % tiles, n % blocks
         chunks, frames = self._chunks(self.arguments["BLOCK_C"], chunk), range(tile * own, (tile + 1) * own)
         touched = self._clip("source_ptr", pair, chunks, frames)
-        touched += self._window("z_ptr", pair, chunks, frames, store=True)
+        touched += self._rows("z_ptr", pair, chunks, frames, store=True)
         if self.arguments["PRECISION"] == "bf16x3":
-            touched += self._window("z_lo_ptr", pair, chunks, frames, store=True)
+            touched += self._rows("z_lo_ptr", pair, chunks, frames, store=True)
         yield touched
 
     def _tiles(self, n: int, loads: Sequence[str], store: str, *, descending: bool) -> Iterator[Step]:
@@ -153,12 +151,12 @@ class Walk:
             pair, frames = place // each, range(place % each * block_t, (place % each + 1) * block_t)
             touched: Step = []
             for name in loads:
-                touched += self._window(f"{name}_ptr", pair, everything, frames)
+                touched += self._rows(f"{name}_ptr", pair, everything, frames)
                 if halves and f"{name}_lo_ptr" in self.arguments:
-                    touched += self._window(f"{name}_lo_ptr", pair, everything, frames)
-            touched += self._window(f"{store}_ptr", pair, everything, frames, store=True)
+                    touched += self._rows(f"{name}_lo_ptr", pair, everything, frames)
+            touched += self._rows(f"{store}_ptr", pair, everything, frames, store=True)
             if halves and f"{store}_lo_ptr" in self.arguments:
-                touched += self._window(f"{store}_lo_ptr", pair, everything, frames, store=True)
+                touched += self._rows(f"{store}_lo_ptr", pair, everything, frames, store=True)
             yield touched
 
     def joint_backward(self, n: int) -> Iterator[Step]:
@@ -178,9 +176,9 @@ class Walk:
             frames = range(t, t + own)
             yield [
                 *self._clip("source_ptr", pair, chunks, frames),
-                *self._window("grad_ptr", pair, chunks, frames, last=True),
-                *self._window("dz_ptr", pair, chunks, frames, last=True),
-                *self._window("dy_ptr", pair, chunks, frames, store=True),
+                *self._rows("grad_ptr", pair, chunks, frames, last=True),
+                *self._rows("dz_ptr", pair, chunks, frames, last=True),
+                *self._rows("dy_ptr", pair, chunks, frames, store=True),
             ]
 
     def resample_dx(self, n: int) -> Iterator[Step]:
@@ -191,7 +189,7 @@ class Walk:
         first = n % tiles * a["BLOCK_X"]
         frames = range(int((first - 1 - START) / RATIO), math.ceil((first + a["BLOCK_X"] - START) / RATIO) + 1)
         for p in range(a["P"]):
-            yield self._window("grad_ptr", b * a["P"] + p, chunks, frames, last=True)
+            yield self._rows("grad_ptr", b * a["P"] + p, chunks, frames, last=True)
         yield self._rows("dx_ptr", b, chunks, range(first, first + a["BLOCK_X"]), store=True)
 
 

@@ -249,7 +249,7 @@ def _in_a_row(wanted: dict[int, Specimen], alone: dict[int, Prediction]) -> dict
     for n, one in wanted.items():
         if one.op == "windowed_tonality backward":
             groups[one.dtype, one.precision].append(n)
-    found = {}
+    found: dict[int, tuple[float, float]] = {}
     for group in groups.values():
         launches = [wanted[n].launch for n in group]
         row = cache.follow(launches, [alone[n].resident * PROCESSORS for n in group])
