@@ -200,6 +200,15 @@ def test_where_the_compiler_fails_on_ends(tmp_path, monkeypatch):
     assert issubclass(CompileError, UsageError)
 
 
+def test_what_is_kept_is_asked_of_the_compiler(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: asked.append(settings["options"]))
+    for keep in ("little", "all"):
+        make(tmp_path, compile="on", spectral="latent", keep=keep)
+    assert "custom_partitioner_fn" in asked[0]
+    assert asked[1] is None
+
+
 def test_auto_leaves_cpus_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", failing)
     trainer = make(tmp_path, compile=False)  # as YAML reads "off"

@@ -18,7 +18,7 @@ from torch._inductor.decomposition import select_decomp_table
 
 from adaptive_window import AdaptiveWindowCreativeAgent
 from adaptive_window.model import dropout
-from adaptive_window.training.partition import Lean
+from adaptive_window.training.partition import Lean, lean_options
 
 # parts of the names of operators that are neither repeated nor drawn anew
 DEAR = ("mm", "addmm", "bmm", "convolution", "attention", "windowed_tonality", "rand", "bernoulli", "draw_mask")
@@ -88,6 +88,14 @@ def test_what_is_kept_can_be_counted_by_hand() -> None:
     assert found["all"][0].dear() == found["little"][0].dear()
     for one, other in zip(found["all"][1], found["little"][1], strict=True):
         assert torch.equal(one, other)
+
+
+def test_torchinductor_knows_every_option() -> None:
+    """Where it does not, the option is left out, and what it was for is lost."""
+    options = {"custom_partitioner_fn", "realize_opcount_threshold", "triton.mix_order_reduction", "allow_buffer_reuse"}
+    assert lean_options("cuda").keys() == lean_options("cpu").keys() == options
+    assert not lean_options("cuda")["allow_buffer_reuse"]
+    assert lean_options("cpu")["allow_buffer_reuse"]
 
 
 @pytest.mark.proof
