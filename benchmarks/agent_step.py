@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=(*VARIANTS, *step_variants.VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--saved", action="store_true", help="count the bytes kept for the backward pass; no timing")
+    parser.add_argument("--compiled", action="store_true", help="with --saved: of the compiled step as well, a minute")
     options = parser.parse_args()
     if options.variants:
         step_variants.main(
@@ -240,6 +241,12 @@ def main() -> None:
         again = saved.on_meta(build("ours", options.window), options.saved_batch, options.frames, recompute=True)
         figures["ours_recompute_bytes"] = again.total()
         print(f"ours with --recompute / original: {again.total() / both[0].total():.2f}")
+        if options.compiled:
+            cuts = {
+                keep: saved.compiled(build("ours", options.window), options.saved_batch, options.frames, keep)
+                for keep in ("all", "little")
+            }
+            figures |= saved.report_compiled(both[0], cuts, options.saved_batch)
         if options.json:
             options.json.write_text(json.dumps({"torch": torch.__version__, **figures}, indent=1) + "\n")
         return

@@ -93,7 +93,10 @@ def main(options: argparse.Namespace, agent: AdaptiveWindowCreativeAgent | None 
 
     step = loss_of
     if cuda:
-        step = torch.compile(loss_of, fullgraph=True, dynamic=False, options={"triton.cudagraphs": True})
+        from adaptive_window.training.partition import lean_options  # imports PyTorch's compiler
+
+        graphs = {"triton.cudagraphs": True, **lean_options(device)}
+        step = torch.compile(loss_of, fullgraph=True, dynamic=False, options=graphs)
     curve: list[dict[str, Any]] = []
 
     def evaluate(taken: int) -> None:

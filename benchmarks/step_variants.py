@@ -1,7 +1,8 @@
 """The agent's training step in every variant: original, ours eager, ours compiled; float32, TF32, bfloat16.
 
-`tuned`, where asked for (`--only compiled tuned`), is compiled with every kernel of TorchInductor's timed in more
-shapes than it tries by itself: a LayerNorm's backward pass took twice what its bytes need on an H100.
+Compiled is as `train` does it, with `--keep little`. Where asked for (`--only compiled kept tuned`), `kept` is
+`--keep all`, what PyTorch's own partition keeps and TorchInductor's own choices, and `tuned` has every kernel of
+TorchInductor's timed in more shapes than it tries by itself.
 
     python benchmarks/agent_step.py --variants [--json F]
 
@@ -39,8 +40,8 @@ import torch
 from harness import host_launches, machine, set_tf32
 from torch import Tensor, nn
 
-VARIANTS = ("original", "eager", "compiled", "tuned")
-COMPILED = ("compiled", "tuned")
+VARIANTS = ("original", "eager", "compiled", "kept", "tuned")
+COMPILED = ("compiled", "kept", "tuned")
 PRECISIONS = ("float32", "tf32", "bf16")
 READY = "ready to measure"
 GIB = 2**30
@@ -57,10 +58,14 @@ def step_of(agent: nn.Module, variant: str, precision: str, device: str) -> Call
 
     loss: Callable[[Tensor, Tensor], Tensor] = loss_of
     if variant in COMPILED:
-        options: dict[str, Any] = {"options": {"triton.cudagraphs": True}} if device == "cuda" else {}
+        from adaptive_window.training.partition import lean_options  # imports PyTorch's compiler
+
+        options: dict[str, Any] = {"triton.cudagraphs": True} if device == "cuda" else {}
+        if variant != "kept":
+            options |= lean_options(device)
         if variant == "tuned":
-            options.setdefault("options", {})["max_autotune_pointwise"] = True
-        loss = torch.compile(loss_of, fullgraph=True, dynamic=False, **options)
+            options["max_autotune_pointwise"] = True
+        loss = torch.compile(loss_of, fullgraph=True, dynamic=False, options=options or None)
 
     def step(x: Tensor, y: Tensor) -> None:
         if variant in COMPILED:

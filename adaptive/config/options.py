@@ -219,6 +219,9 @@ class TrainConfig(
     compile: Literal["auto", "on", "off"] | bool = flag(  # YAML reads on and off as booleans
         "auto", "auto, on or off: compile agent, losses and backward pass by TorchInductor; auto does so on CUDA"
     )
+    keep: Literal["little", "all"] = flag(
+        "little", "for the backward pass of a compiled step; all: what PyTorch chooses, little: nothing that is cheap"
+    )
     recompute: bool = flag(False, "less memory for more time: the composer's layers are computed again for gradients")
     patience: NonNegativeInt = flag(0, "epochs without a better held-out loss that end the run; 0 never does")
     max_refused: PositiveInt = flag(10, "steps in a row with a non-finite loss or gradient that end the run")

@@ -8,7 +8,8 @@ TorchInductor compiles:
     nothing             with `--compile off`, or where the compiler fails: `auto` says why and goes on eagerly
 
 Everything is compiled without a graph break and for one shape: batches of a run are equally large, and evaluation runs
-the agent itself, eagerly. On CUDA, in one process, the compiled parts are replayed as CUDA graphs.
+the agent itself, eagerly. On CUDA, in one process, the compiled parts are replayed as CUDA graphs. With `keep` "little"
+the backward pass computes cheap things again (`partition`), with "all" it has what PyTorch's partition keeps for it.
 """
 
 from __future__ import annotations
@@ -66,12 +67,19 @@ class Forward:
         wanted: "auto" (compiles on CUDA), "on" or True, "off" or False.
         device: where the step runs.
         autocast: makes the context of the agent's precision.
+        keep: for the backward pass of what is compiled, "little" or "all".
     """
 
     def __init__(
-        self, forward: nn.Module, objective: Objective, wanted: str | bool, device: torch.device, autocast: Autocast
+        self,
+        forward: nn.Module,
+        objective: Objective,
+        wanted: str | bool,
+        device: torch.device,
+        autocast: Autocast,
+        keep: str = "little",
     ) -> None:
-        self.forward, self.objective, self.autocast = forward, objective, autocast
+        self.forward, self.objective, self.autocast, self.keep = forward, objective, autocast, keep
         self.device, self.must = device, wanted in ("on", True)
         self.mode = EAGER
         self.graphs = False  # whether compiled parts are replayed as CUDA graphs
@@ -122,20 +130,26 @@ class Forward:
         self._breaks = _graph_breaks()
         self.distributed = isinstance(self.forward, nn.parallel.DistributedDataParallel)
         self.graphs = self.device.type == "cuda" and not self.distributed
-        options: dict[str, Any] = {"options": {"triton.cudagraphs": True}} if self.graphs else {}
+        options: dict[str, Any] = {"triton.cudagraphs": True} if self.graphs else {}
+        if self.keep == "little":
+            from .partition import lean_options  # imports PyTorch's compiler
+
+            options |= lean_options(self.device.type)
+        settings: dict[str, Any] = {"dynamic": False, "options": options or None}
         reason = "gradients are averaged over processes" if self.distributed else self.objective.why_not_traced()
         if reason is None:
-            self.mode = "agent and losses"
-            whole = torch.compile(
-                loss_of(self.forward, self.objective, self.autocast), fullgraph=True, dynamic=False, **options
-            )
+            self.mode = self._mode("agent and losses")
+            whole = torch.compile(loss_of(self.forward, self.objective, self.autocast), fullgraph=True, **settings)
             self._compiled = lambda x, y, taken: whole(x, y, None)  # the same in every step
             return
-        self.mode = "agent"
+        self.mode = self._mode("agent")
         note(f"compiling the agent alone, losses stay eager: {reason}")
         # DistributedDataParallel breaks the graph by its buckets, so that gradients travel while others are computed
-        agent = torch.compile(self.forward, fullgraph=not self.distributed, dynamic=False, **options)
+        agent = torch.compile(self.forward, fullgraph=not self.distributed, **settings)
         self._compiled = loss_of(agent, self.objective, self.autocast)
+
+    def _mode(self, compiled: str) -> str:
+        return f"{compiled} (keeping little)" if self.keep == "little" else compiled
 
     def _made(self) -> str:
         from torch._inductor import metrics

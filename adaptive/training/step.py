@@ -125,7 +125,7 @@ class Stepper:
         self.agent, self.optimizer = agent, optimizer
         self.config, self.device = config, device
         objective.listen.to(device)
-        self.compute = Forward(forward, objective, config.compile, device, self._autocast)
+        self.compute = Forward(forward, objective, config.compile, device, self._autocast, config.keep)
         self._statistics = Statistics(agent)
 
     @property

@@ -39,3 +39,15 @@ def test_bytes_are_those_of_a_layer_that_can_be_counted_by_hand():
     x = torch.empty(3, 4, device="meta")
     counts = saved.saved_by_module(Net().to("meta"), x, x)
     assert counts.total() == 4 * (3 * 8 + 3 * 2)
+
+
+@pytest.mark.proof
+def test_a_compiled_step_keeps_at_most_sixty_percent(tmp_path, monkeypatch):
+    """By default; by PyTorch's partition it would be 0.94."""
+    out = tmp_path / "saved.json"
+    monkeypatch.setattr("sys.argv", ["agent_step.py", "--saved", "--compiled", "--json", str(out)])
+    agent_step.main()
+    found = json.loads(out.read_text())
+    assert found["compiled_little_bytes"] <= 0.6 * found["original_bytes"]
+    assert found["compiled_all_bytes"] >= 0.8 * found["original_bytes"], "nothing left to cut: --keep has lost its use"
+    assert sum(found["compiled_little_by_module"].values()) == found["compiled_little_bytes"]

@@ -1,7 +1,8 @@
 """Compiled steps: what is compiled, that it is the same step, and what happens where the compiler fails.
 
-Most take Dynamo and AOTAutograd with the graphs run as they are (`aot_eager`): tracing, guards, recompilation and
-functionalization are the same, and no C++ is compiled. Inductor's own code is among the proofs.
+Most take Dynamo and AOTAutograd with the graphs run as they are: tracing, guards, recompilation, functionalization and
+the partition of forward and backward pass are the same, and no C++ is compiled. Inductor's own code is among the
+proofs.
 """
 
 import math
@@ -11,7 +12,10 @@ import shutil
 import pytest
 import torch
 from clips import SMALL_AGENT, Clips, ConvolutionCodec, small_config, smooth_latents
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop as nop
 from torch._dynamo.utils import counters
+from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from adaptive_window.errors import UsageError
 from adaptive_window.training import checkpoint
@@ -28,12 +32,19 @@ def without_inductor(monkeypatch):
     torch._dynamo.reset()
     compilations = []
 
-    def backend(graph, inputs):
-        compilations.append(len(inputs))
-        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
-
     own = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, *, options=None, **given: own(f, backend=backend, **given))
+
+    def compiled(f, *, options=None, **given):
+        partition = (options or {}).get("custom_partitioner_fn", min_cut_rematerialization_partition)
+        as_is = aot_autograd(fw_compiler=nop, bw_compiler=nop, partition_fn=partition)
+
+        def backend(graph, inputs):
+            compilations.append(len(inputs))
+            return as_is(graph, inputs)
+
+        return own(f, backend=backend, **given)
+
+    monkeypatch.setattr(torch, "compile", compiled)
     yield compilations
     torch._dynamo.reset()
 
@@ -69,11 +80,11 @@ def gradients(trainer, step=0):
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("spectral", ["latent", "decoded"])
-def test_a_compiled_step_is_the_eager_one(tmp_path, without_inductor, spectral):
+@pytest.mark.parametrize(("spectral", "keep"), [("latent", "little"), ("latent", "all"), ("decoded", "little")])
+def test_a_compiled_step_is_the_eager_one(tmp_path, without_inductor, spectral, keep):
     """float64: 1e-9 on the loss and on every parameter's gradient; and where losses decode audio, the agent alone."""
     weights = {"overlap_weight": 1.0, "reconstruction_weight": 0.5}
-    options = {"precision": "float64", "spectral": spectral, **weights, **EXACT}
+    options = {"precision": "float64", "spectral": spectral, "keep": keep, **weights, **EXACT}
     torch.manual_seed(0)
     eager = make(tmp_path / "a", compile="off", **options)
     compiled = make(tmp_path / "b", compile="on", **options)
@@ -81,7 +92,8 @@ def test_a_compiled_step_is_the_eager_one(tmp_path, without_inductor, spectral):
     wanted, wanted_grads = gradients(eager)
     torch.manual_seed(1)
     got, grads = gradients(compiled)
-    assert compiled.take_step.compute.mode == ("agent and losses" if spectral == "latent" else "agent")
+    mode = "agent and losses" if spectral == "latent" else "agent"
+    assert compiled.take_step.compute.mode == (mode if keep == "all" else f"{mode} (keeping little)")
     assert eager.take_step.compute.mode == "eager"
     assert got.keys() == wanted.keys()
     for name, value in got.items():
@@ -101,7 +113,7 @@ def test_one_compilation_in_a_run_of_fifty_steps(tmp_path, without_inductor):
     assert len(without_inductor) == 1, "one graph, compiled once"
     assert not counters["graph_break"]
     saved = checkpoint.load_checkpoint(tmp_path / "last.safetensors")
-    assert saved.info["mode"] == "agent and losses"
+    assert saved.info["mode"] == "agent and losses (keeping little)"
 
 
 @pytest.mark.proof
@@ -130,8 +142,12 @@ def test_resumed_is_bit_equal_within_a_mode(tmp_path, without_inductor, capsys):
 @pytest.mark.proof
 def test_another_mode_is_told(tmp_path, without_inductor, capsys):
     run(make(tmp_path, max_steps=1, compile="off"), tmp_path)
-    run(make(tmp_path, max_steps=2, compile="on", spectral="latent", resume=True), tmp_path)
-    assert "trained with eager computation and goes on with agent and losses" in capsys.readouterr().err
+    run(make(tmp_path, max_steps=2, compile="on", spectral="latent", keep="all", resume=True), tmp_path)
+    assert "trained with eager computation and goes on with agent and losses:" in capsys.readouterr().err
+    run(make(tmp_path, max_steps=3, compile="on", spectral="latent", resume=True), tmp_path)
+    assert "with agent and losses computation and goes on with agent and losses (keeping little):" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.proof
@@ -145,7 +161,7 @@ def test_several_processes(tmp_path, without_inductor, capsys):
         got, grads = gradients(compiled)
     finally:
         torch.distributed.destroy_process_group()
-    assert compiled.take_step.compute.mode == "agent"
+    assert compiled.take_step.compute.mode == "agent (keeping little)"
     assert "losses stay eager: gradients are averaged over processes" in capsys.readouterr().err
     assert math.isclose(got["loss"], wanted["loss"], rel_tol=1e-9)
     for name, grad in grads.items():
@@ -179,9 +195,18 @@ def test_where_the_compiler_fails_auto_goes_on_eagerly(tmp_path, monkeypatch, ca
 def test_where_the_compiler_fails_on_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", failing)
     trainer = make(tmp_path, compile="on", spectral="latent")
-    with pytest.raises(CompileError, match=r"--compile on: compiling the agent and losses failed .*no C"):
+    with pytest.raises(CompileError, match=r"--compile on: compiling the agent and losses .* failed .*no C"):
         trainer.take_step(batch_of(trainer), 0)
     assert issubclass(CompileError, UsageError)
+
+
+def test_what_is_kept_is_asked_of_the_compiler(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: asked.append(settings["options"]))
+    for keep in ("little", "all"):
+        make(tmp_path, compile="on", spectral="latent", keep=keep)
+    assert "custom_partitioner_fn" in asked[0]
+    assert asked[1] is None
 
 
 def test_auto_leaves_cpus_alone(tmp_path, monkeypatch):
@@ -219,7 +244,7 @@ def test_inductor(tmp_path, capsys):
     for name, grad in grads.items():
         assert float((grad - wanted_grads[name]).abs().max()) <= 1e-4 * scale, name
     said = capsys.readouterr().err
-    assert "compiled: agent and losses, with the backward pass, in " in said
+    assert "compiled: agent and losses (keeping little), with the backward pass, in " in said
     assert "kernels of TorchInductor's, 0 graph breaks)" in said
     assert re.search(r"on this CPU a compiled step takes [\d.]+ s, an eager one [\d.]+: compiling gains", said)
 

@@ -1,0 +1,102 @@
+"""What a compiled step keeps for its backward pass: what takes long to compute, and nothing that is cheap.
+
+PyTorch cuts a step into a forward and a backward graph where it holds the step to be quickest: beside the operands of
+attention and of products that nothing else yields, it keeps dropout's masks, and what GELU, dropout and LayerNorm make
+of them. `Lean` has these computed again, as the composer does eagerly (`model/lean.py`):
+
+    integers and booleans           dropout's hash, from two seeds
+    casts to a wider type           from the narrow
+    casts of clips                  from what the caller holds anyway
+    what is written for products    GELU and dropout from GELU's input; LayerNorm's output from its normalized input
+
+No product, convolution, attention or operator of ours runs twice, and no random number is drawn twice. PyTorch's own
+`activation_memory_budget` keeps less still, but computes the residual stream of all layers again before the first of
+them needs it, so that the most that is allocated falls by half as much.
+
+Importing this module imports PyTorch's compiler, for seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import Tensor, fx
+from torch._functorch import config as functorch_config
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
+from torch.utils.checkpoint import CheckpointPolicy
+
+aten, prims = torch.ops.aten, torch.ops.prims
+CASTS = (prims.convert_element_type.default, aten._to_copy.default)
+VIEWS = (aten.view.default, aten.expand.default, aten.unsqueeze.default, prims.iota.default)  # and what counts places
+
+
+def _value(node: fx.Node) -> Tensor | None:
+    value = node.meta.get("val")
+    return value if isinstance(value, Tensor) else None
+
+
+def _is_whole(node: fx.Node) -> bool:
+    """Integers or booleans."""
+    value = _value(node)
+    return value is not None and not value.is_floating_point() and not value.is_complex()
+
+
+def policy(node: fx.Node, weights: frozenset[fx.Node] = frozenset()) -> CheckpointPolicy | None:
+    """What becomes of a node of the joint graph whatever PyTorch's partition says; None leaves it to that.
+
+    A weight's cast is kept: it is small, and to cast them all again takes a launch each.
+    """
+    value = _value(node)
+    if node.op != "call_function" or value is None:
+        return None
+    if node.target in CASTS and isinstance(node.args[0], fx.Node):
+        source = _value(node.args[0])
+        if node.args[0] in weights:
+            return CheckpointPolicy.MUST_SAVE
+        wider = source is not None and source.dtype.itemsize < value.dtype.itemsize
+        return CheckpointPolicy.PREFER_RECOMPUTE if wider or node.args[0].op == "placeholder" else None
+    elementwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in VIEWS
+    whole = elementwise and value.numel() > 1 and all(_is_whole(one) for one in (node, *node.all_input_nodes))
+    return CheckpointPolicy.PREFER_RECOMPUTE if whole else None
+
+
+class Lean(CustomPartitionerFn):
+    """A partition for `torch.compile(..., options={"custom_partitioner_fn": Lean()})`."""
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        inputs = gm.graph.find_nodes(op="placeholder")
+        weights = frozenset(inputs[i] for i in kwargs.get("static_lifetime_input_indices") or ())
+        for node in gm.graph.nodes:
+            if "recompute" not in node.meta and (found := policy(node, weights)):  # else checkpointing has said so
+                node.meta["recompute"] = found
+        # the rule that keeps what a product of the backward pass needs to have written out
+        with functorch_config.patch(ban_recompute_materialized_backward=False):
+            return min_cut_rematerialization_partition(gm, joint_inputs, **{"compiler": "inductor", **kwargs})
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,))
+
+
+def lean_options(device: str = "cuda") -> dict[str, Any]:
+    """`options` of `torch.compile` for a step that keeps little, with what TorchInductor needs for its kernels then.
+
+    realize_opcount_threshold      a mask's hash is more operations than it puts into one kernel with what uses them;
+                                   written out, it would be four bytes an element
+    triton.mix_order_reduction     one kernel for LayerNorm's gradients of input and weights sums over rows in shared
+                                   memory, which is what it waits for: 480 us on an H100 where its bytes take 225
+    allow_buffer_reuse             CUDA's allocator gives a freed block to what comes next; TorchInductor holds it for
+                                   the next tensor of that size (on CPUs new memory costs time: there it may)
+    """
+    options = {
+        "realize_opcount_threshold": 100,
+        "triton.mix_order_reduction": False,
+        "allow_buffer_reuse": device != "cuda",
+    }
+    known = torch._inductor.list_options()
+    return {"custom_partitioner_fn": Lean(), **{name: value for name, value in options.items() if name in known}}

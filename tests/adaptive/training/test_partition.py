@@ -1,0 +1,124 @@
+"""What a compiled step keeps and computes again: fewer bytes, the same bits, and nothing dear twice.
+
+Graphs are cut as for CUDA (dropout is hashed) and run as they are, on the CPU.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.backends.debugging import boxed_nop
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch._inductor.decomposition import select_decomp_table
+
+from adaptive_window import AdaptiveWindowCreativeAgent
+from adaptive_window.model import dropout
+from adaptive_window.training.partition import Lean, lean_options
+
+# parts of the names of operators that are neither repeated nor drawn anew
+DEAR = ("mm", "addmm", "bmm", "convolution", "attention", "windowed_tonality", "rand", "bernoulli", "draw_mask")
+
+
+class Cut:
+    """`torch.compile` of a loss by a partition; after the first call `forward` and `backward` are its graphs."""
+
+    def __init__(self, loss: Callable[..., Tensor], partition: Callable[..., Any]) -> None:
+        def cut(*args: Any, **kwargs: Any) -> Any:
+            self.forward, self.backward = partition(*args, **kwargs)
+            return self.forward, self.backward
+
+        torch._dynamo.reset()
+        backend = aot_autograd(
+            fw_compiler=boxed_nop, bw_compiler=boxed_nop, partition_fn=cut, decompositions=select_decomp_table()
+        )
+        self.loss: Callable[..., Tensor] = torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)
+
+    def kept(self) -> dict[str, int]:
+        """Bytes kept for the backward pass by name, of what the caller does not hold."""
+        held = {node.name for node in self.forward.graph.find_nodes(op="placeholder")}
+        nodes = [node for node in self.backward.graph.find_nodes(op="placeholder") if node.name not in held]
+        values = {node.name: node.meta["val"] for node in nodes if "tangents" not in node.name}
+        return {name: value.nbytes for name, value in values.items() if isinstance(value, Tensor)}
+
+    def dear(self) -> list[Counter[str]]:
+        """Dear operators of either graph, and how often."""
+        called = [
+            [str(n.target) for n in g.graph.nodes if n.op == "call_function"] for g in (self.forward, self.backward)
+        ]
+        return [Counter(name for name in names if any(part in name for part in DEAR)) for names in called]
+
+
+PARTITIONS = {"all": min_cut_rematerialization_partition, "little": Lean()}
+
+
+class Small(nn.Module):
+    """Clips in, cast, three products, GELU and dropout between, and the first's result needed again at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(size, 64, bias=False) for size in (16, 64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = (layer.weight.bfloat16() for layer in self.layers)
+        hidden = 0.5 * F.linear(x.bfloat16(), first)
+        between = F.linear(dropout.hashed_dropout(F.gelu(hidden), 0.5), second)
+        last = F.linear(dropout.hashed_dropout(F.gelu(between), 0.5), third)
+        return (last.float() * hidden.float()).sum()
+
+
+def test_what_is_kept_can_be_counted_by_hand() -> None:
+    x = torch.randn(32, 16)
+    found = {}
+    for keep, partition in PARTITIONS.items():
+        torch.manual_seed(0)
+        net = Small()
+        cut = Cut(net, partition)
+        cut.loss(x).backward()
+        found[keep] = (cut, [p.grad for p in net.parameters()])
+    # the products' results as they came, two seeds for each of two masks, two weights in bfloat16
+    rows, little, most = 32, found["little"][0].kept(), found["all"][0].kept()
+    assert sorted(little.values()) == sorted([2 * rows * 64] * 3 + [2 * 4] * 2 + [2 * 64 * 64] * 2), little
+    # PyTorch's partition keeps what dropout left of both GELUs' outputs, a mask, and a result made wider
+    assert sum(most.values()) >= sum(little.values()) + (2 * 2 + 1) * rows * 64, most
+    assert found["all"][0].dear() == found["little"][0].dear()
+    for one, other in zip(found["all"][1], found["little"][1], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_torchinductor_knows_every_option() -> None:
+    """Where it does not, the option is left out, and what it was for is lost."""
+    options = {"custom_partitioner_fn", "realize_opcount_threshold", "triton.mix_order_reduction", "allow_buffer_reuse"}
+    assert lean_options("cuda").keys() == lean_options("cpu").keys() == options
+    assert not lean_options("cuda")["allow_buffer_reuse"]
+    assert lean_options("cpu")["allow_buffer_reuse"]
+
+
+@pytest.mark.proof
+def test_of_an_agent_same_bits_fewer_bytes_and_nothing_dear_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "is_hashed", lambda x: torch.compiler.is_compiling())
+    sizes = {"num_pairs": 2, "window_frames": 48, "component_dim": 4, "composer_dim": 64, "composer_layers": 2}
+    x, y = torch.randn(2, 2, 16, 64, dtype=torch.float64)
+    found = {}
+    for keep, partition in PARTITIONS.items():
+        torch.manual_seed(0)
+        agent = AdaptiveWindowCreativeAgent(16, composer_heads=2, dropout=0.3, **sizes).double()
+
+        def loss(x: Tensor, y: Tensor, agent: nn.Module = agent) -> Tensor:
+            outputs, losses, _ = agent(x, y)
+            return torch.stack(losses).mean() + sum(o.square().mean() for o in outputs)
+
+        cut = Cut(loss, partition)
+        value = cut.loss(x, y)
+        value.backward()
+        found[keep] = (cut, [value.detach(), *(p.grad for p in agent.parameters())])
+    for one, other in zip(found["all"][1], found["little"][1], strict=True):
+        assert torch.equal(one, other)
+    assert found["all"][0].dear() == found["little"][0].dear()
+    assert found["all"][0].dear()[0].total() > 30
+    most, least = (sum(found[keep][0].kept().values()) for keep in PARTITIONS)
+    assert least < 0.75 * most  # in float64, where masks and casts weigh little
