@@ -185,28 +185,35 @@ def static(result: dict[str, Any]) -> list[str]:
     part = result["static"]
     cells = [
         [row["op"], f"{row['dtype']} {row['precision']}", str(row["kernels"]), f"{row['predicted_us']:.0f}",
-         f"{row['floor_us']:.0f}", f"{row['predicted_us'] / row['floor_us']:.1f}"]
+         f"{row['alone_us']:.0f}", f"{row['floor_us']:.0f}", f"{row['predicted_us'] / row['floor_us']:.1f}"]
         for row in part["rows"]
     ]  # fmt: skip
     text = (
         "**The GPU kernels as they are now: a prediction, not a measurement.** Device time on an H100 from what the "
         f"compiler made of them (`python -m tools.device_time`), which for {part['error']['points']} measured "
         f"configurations is {100 * part['error']['left_out']:.0f} % off in the middle where their kernel was left out "
-        "of the fit; without launch gaps. `prepare_weights` and `finish_gradients`, whose programs do different "
-        "things, come out too long, as if each did all of them. Backward is as a compiled graph runs it; an eager call "
-        "keeps the prepared weights of its forward, which is one launch and `prepare_weights` less. The floor is each "
-        "input read and each output written once at the rate of a copy. B = 32, P = 3, per stream."
+        'of the fit; without launch gaps. "Alone": nothing in the caches, as those were measured; the sums beside it '
+        "are of launches in a row, where each finds what the one before has left (`python -m tools.cache`, fitted to "
+        "what kernels had not yet written to memory when they ended). `prepare_weights` and `finish_gradients`, whose "
+        "programs do different things, come out too long, as if each did all of them. Backward is as a compiled graph "
+        "runs it; an eager call keeps the prepared weights of its forward, which is one launch and `prepare_weights` "
+        "less. The floor is each input read and each output written once at the rate of a copy. B = 32, P = 3, per "
+        "stream."
     )
-    head = ("kernels", "dtype", "launches", "predicted µs", "floor µs", "predicted / floor")
+    head = ("kernels", "dtype", "launches", "predicted µs", "alone µs", "floor µs", "predicted / floor")
     lines = [text, "", *_table(head, cells), ""]
     kinds = list(dict.fromkeys((one["dtype"], one["precision"]) for one in part["kernels"]))
-    spent = {(one["kernel"], one["dtype"], one["precision"]): one["microseconds"] for one in part["kernels"]}
+    spent = {(one["kernel"], one["dtype"], one["precision"]): one for one in part["kernels"]}
+
+    def both(key: tuple[str, ...]) -> str:
+        return f"{spent[key]['in_a_row']:.0f} ({spent[key]['microseconds']:.0f})" if key in spent else "-"
+
     cells = [
-        [f"`{name}`", *(f"{spent[name, *kind]:.0f}" if (name, *kind) in spent else "-" for kind in kinds)]
+        [f"`{name}`", *(both((name, *kind)) for kind in kinds)]
         for name in OF_OURS
         if any(key[0] == name for key in spent)
     ]
-    return [*lines, *_table(("predicted µs", *(f"{d} {p}" for d, p in kinds)), cells), ""]
+    return [*lines, *_table(("predicted µs, in a row (alone)", *(f"{d} {p}" for d, p in kinds)), cells), ""]
 
 
 def codec(result: dict[str, Any]) -> list[str]:

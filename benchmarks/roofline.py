@@ -48,24 +48,26 @@ class Modelled:
     dtype: str
     precision: str
     kernels: int
-    predicted_us: float
+    predicted_us: float  # launches in a row, with what the one before has left in the cache
+    alone_us: float  # nothing of it in the caches
     floor_us: float  # the byte floor of the operation, at the rate of a copy
 
 
 def model(predictions: list[dict[str, Any]], nominal: dict[str, int]) -> list[Modelled]:
     """Sums predictions by operation, dtype and precision."""
-    groups: dict[tuple[str, str, str], list[float]] = {}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for one in predictions:
-        groups.setdefault((one["op"], one["dtype"], one["precision"]), []).append(one["microseconds"])
+        groups.setdefault((one["op"], one["dtype"], one["precision"]), []).append(one)
     rows = []
-    for (op, dtype, precision), times in groups.items():
+    for (op, dtype, precision), launches in groups.items():
         case = Case(nominal["B"], nominal["P"], nominal["C"], nominal["T"], nominal["W"], dtype=dtype)
         floor: float = floor_bytes(case)["backward" if op.endswith("backward") else "forward"]
         if op.startswith("tonality_blend"):  # windows in, windows out, and in again backward
             elements = nominal["B"] * nominal["P"] * nominal["C"] * nominal["W"]
             floor = elements * torch.empty(0, dtype=getattr(torch, dtype)).element_size()
             floor *= 3 if op.endswith("backward") else 2
-        rows.append(Modelled(op, dtype, precision, len(times), round(sum(times), 1), 1e6 * floor / COPY))
+        row, alone = (round(sum(one[name] for one in launches), 1) for name in ("in_a_row", "microseconds"))
+        rows.append(Modelled(op, dtype, precision, len(launches), row, alone, 1e6 * floor / COPY))
     return rows
 
 
@@ -81,10 +83,12 @@ def predict_kernels(only: tuple[str, ...] = ()) -> list[dict[str, Any]]:
 
 
 def static_table(rows: list[Modelled]) -> str:
-    lines = [f"{'operation':28}{'dtype':10}{'precision':10}{'kernels':>8}{'us':>8}{'floor us':>9}{'us/floor':>9}"]
+    lines = [
+        f"{'operation':28}{'dtype':10}{'precision':10}{'kernels':>8}{'us':>8}{'alone':>8}{'floor us':>9}{'us/floor':>9}"
+    ]
     for r in rows:
         lines.append(
-            f"{r.op:28}{r.dtype:10}{r.precision:10}{r.kernels:8}{r.predicted_us:8.1f}{r.floor_us:9.1f}"
-            f"{r.predicted_us / r.floor_us:9.2f}"
+            f"{r.op:28}{r.dtype:10}{r.precision:10}{r.kernels:8}{r.predicted_us:8.1f}{r.alone_us:8.1f}"
+            f"{r.floor_us:9.1f}{r.predicted_us / r.floor_us:9.2f}"
         )
     return "\n".join(lines)

@@ -141,7 +141,7 @@ def accesses(ptx: str, arguments: list[str] | None = None, warp: int = 0) -> lis
     state, found = _Warp(warp), []
     for number, line in enumerate(ptx.splitlines()):
         text = re.sub(r"^@!?%p\d+\s+", "", line.strip()).split("//")[0].strip().rstrip(";")
-        split = re.match(r"([a-z0-9_.:]+)\s+(.*)", text)
+        split = re.match(r"([A-Za-z0-9_.:]+)\s+(.*)", text)  # in capitals: "L2::cache_hint"
         if not split:
             continue
         op, rest = split.groups()

@@ -138,15 +138,18 @@ def recompute_windows(
 ):
     """z without its bias; the programs of the first channels also store the places.
 
-    Grid (tiles of BLOCK_T − 2·HALO frames of all windows, chunks of BLOCK_C channels).
+    One program per tile of BLOCK_T − 2·HALO frames of all windows and BLOCK_C channels, those of a tile side by side.
     """
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     TILES_PER_WINDOW: tl.constexpr = (W + OWN - 1) // OWN
-    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
-    pair = tl.program_id(0) // TILES_PER_WINDOW
-    t0 = (tl.program_id(0) - pair * TILES_PER_WINDOW) * OWN - HALO
+    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    SPAN: tl.constexpr = CHUNKS * BLOCK_C
+    tile = tl.program_id(0) // CHUNKS
+    chunk = tl.program_id(0) - tile * CHUNKS
+    pair = tile // TILES_PER_WINDOW
+    t0 = (tile - pair * TILES_PER_WINDOW) * OWN - HALO
     j = tl.arange(0, BLOCK_T)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
     t = t0 + j
     inside = (t >= 0) & (t < W)
     tile_ptr, i, w0, w1 = place_frames(
@@ -163,9 +166,9 @@ def recompute_windows(
     if PRECISION == "bf16x3":
         tl.store(z_lo_ptr + base + offsets, lo, mask=mask)
     if NEED_MOMENTS:
-        store_moments(moments_ptr, y, c, pair, tl.program_id(1), tl.num_programs(1), t, own, W, C, SPAN)
+        store_moments(moments_ptr, y, c, pair, chunk, CHUNKS, t, own, W, C, SPAN)
     if NEED_PLACES:
-        if tl.program_id(1) == 0:
+        if chunk == 0:
             store_places(
                 start_ptr,
                 ratio_ptr,
@@ -221,6 +224,6 @@ def recompute(call: Call, *, places: bool = False, slopes: bool = False) -> Reco
         "PRECISION": call.operand_precision,
         **call.sizes(),
     }
-    grid = (batch * pairs * triton.cdiv(window, own), blocks)
+    grid = (batch * pairs * triton.cdiv(window, own) * blocks,)
     launch(recompute_windows, grid, config, arguments, outputs=own * block_c)
     return Recomputed(z, placed, moments)

@@ -82,7 +82,8 @@ def joint_backward(
     total = tl.zeros((PADDED, PADDED), COMPUTE)
     dbias = tl.zeros((PADDED, 4), COMPUTE)
     dnorm = dbias
-    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+    for n in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        tile = tiles - 1 - n  # the newest first, see `transform`
         pair = tile // TILES_PER_WINDOW
         t = (tile - pair * TILES_PER_WINDOW) * BLOCK_T + j
         mask = (t < W)[None, :]

@@ -1,4 +1,4 @@
-"""What is written in two ways, for the compiler and for the interpreter: loops over run-time ranges, prefetches."""
+"""Loops over run-time ranges and prefetches, compiled and interpreted; and what they read for the last time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +23,9 @@ def _interpreted_range(start: Any, stop: Any, step: Any = 1, num_stages: int = 1
 # For kernels: `for n in runtime_range(start, stop, step, num_stages=1)`. One stage, around dots and gathers: software
 # pipelining turns gathered loads into 4-byte asynchronous copies.
 runtime_range = _interpreted_range if INTERPRETED else tl.range
+
+# Eviction policy of loads that nobody repeats, see `transform`; those that are pipelined lose it in the compiler.
+LAST_READ = tl.constexpr("evict_first")
 
 
 @triton.jit

@@ -78,7 +78,8 @@ def norm_backward(
     if HOIST:
         hi = tl.load(pointwise_hi_ptr + weight_offsets)
         lo = tl.load(pointwise_lo_ptr + weight_offsets) if PRECISION == "bf16x3" else hi
-    for tile in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+    for n in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        tile = tiles - 1 - n  # the newest first, see `transform`
         pair = tile // TILES_PER_WINDOW
         t = (tile - pair * TILES_PER_WINDOW) * BLOCK_T + j
         strength = tl.load(strength_ptr + pair).to(COMPUTE)

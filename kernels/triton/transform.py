@@ -24,7 +24,7 @@ Adjoint, with g the gradient of out, top to bottom (· is summed over what the l
     dy   = (1 − s)·g + Σ_k d_k·dz(t − k + h)
     dp   = Σ_c dy·(x[i + 1] − x[i])
     dstart = Σ_t dp·∂p/∂start,   dratio = Σ_t dp·∂p/∂ratio  (`interpolation.position_slopes`)
-    dx[i] = Σ_windows Σ_t max(0, 1 − |p(t) − i|)·dy(t)      (`resample`: gather form, each dx written once)
+    dx[i] = Σ_windows Σ_t max(0, 1 − |p(t) − i|)·dy(t)      (`resample_dx`: gather form, each dx written once)
 
 Back to the weights as they were given, by the chain rule through the centring (C takes the mean off each column):
 dA = C(dÂ + dâ·d₀ᵀ),  da = C(dâ),  dd₀ = Âᵀ·dâ.
@@ -55,17 +55,24 @@ Kernels, in their order; a gradient that nobody needs switches its part, or its 
                                                                   scratch      (`pointwise`)
     product_backward    z, du -> dz, partial dÂ                   scratch      (`pointwise`)
     window_backward     x, g, dz -> dy, partial dd_k, dstart, dratio, Σ g·y, Σ_t g                        (`windows`)
+    resample_dx         dy -> dx                                               (`resample_dx`)
     finish_gradients    partial sums -> gradients                              (`finish`)
-    resample_dx         dy -> dx                                               (`resample`)
 
 The same kernels serve `tonality_blend`: it gives y itself (not RESAMPLE), and dy is its result.
+
+Order. Each of them reads what the one before it wrote, 39 MB in float32, of which the last-level cache still holds the
+end (an H100's keeps the last 32 MB or so of all that passes, see `tools.cache`). One that walked the same way would
+read the beginning, and push out the end before it gets there. So they walk against each other, window by window, all
+channels of one side by side: `recompute_windows` and `window_backward` from the first on, `joint_backward` (or
+`norm_backward`) and `resample_dx` from the last; and what the last two read for the last time is marked as the first to
+go (`loops.LAST_READ`).
 
 Sums over programs are made from partials in a fixed order: no atomics, so every run gives the same bits.
 
 Nothing is computed that nobody needs. Launches:
 
-    every gradient          prepare, recompute, joint, window, finish, dx            6
-    weights frozen          prepare, recompute, joint, window, finish, dx            6
+    every gradient          prepare, recompute, joint, window, dx, finish            6
+    weights frozen          prepare, recompute, joint, window, dx, finish            6
     start and ratio         prepare, recompute, joint, window, finish                5
     strength alone          prepare, recompute, joint, window (no convolution), finish    5
     norm_weight alone       prepare, recompute, joint, finish                        4
@@ -92,7 +99,7 @@ from .call import Call, Normed, Windowed
 from .configurations import Target
 from .launch import FUSED_CHANNELS, precision_of, target_of
 from .prepare import room
-from .resample import clip_gradient
+from .resample_dx import clip_gradient
 from .source import Source
 
 
@@ -109,9 +116,6 @@ class Needs(NamedTuple):
     pointwise_bias: bool
     norm_weight: bool
     norm_bias: bool
-
-
-Grads = tuple[Tensor | None, ...]
 
 
 def forward(
@@ -175,15 +179,16 @@ def backward(
         wanted = Needs(call.passed if needs[0] else None, *needs[1:])
     else:
         wanted = Needs(source.tensor.dtype if needs[0] else None, False, False, *needs[1:])
-    dy, by_place, rest = _chain(call, grad_out, weights, wanted)
-    if not clips:
-        return dy, *rest
-    dx = None if dy is None else clip_gradient(dy, source.tensor, source.start, source.ratio, call.target)
-    return dx, *by_place, *rest
+    normed, windowed, dproduct = _chain(call, grad_out, wanted)
+    first = windowed.dy
+    if clips and first is not None:  # at once: the cache still holds what `window_backward` wrote last
+        first = clip_gradient(first, source.tensor, source.start, source.ratio, call.target)
+    dstart, dratio, *rest = finish.gradients(call, normed, windowed, dproduct, weights, wanted[1:])
+    return (first, dstart, dratio, *rest) if clips else (first, *rest)
 
 
-def _chain(call: Call, grad_out: Tensor, weights: Weights, needs: Needs) -> tuple[Tensor | None, Grads, Grads]:
-    """Gradients of y, of start and ratio, of strength and the weights: the stages in their order, as far as needed."""
+def _chain(call: Call, grad_out: Tensor, needs: Needs) -> tuple[Normed, Windowed, Tensor | None]:
+    """dy and all partial sums: the stages down to it in their order, as far as needed."""
     place = needs.start or needs.ratio
     need_dz = needs.dy is not None or place or needs.depthwise_weight
     need_du = need_dz or needs.pointwise_weight
@@ -221,5 +226,4 @@ def _chain(call: Call, grad_out: Tensor, weights: Weights, needs: Needs) -> tupl
             blend=needs.strength,
             sums=need_sums,
         )
-    dstart, dratio, *rest = finish.gradients(call, normed, windowed, dproduct, weights, needs[1:])
-    return windowed.dy, (dstart, dratio), tuple(rest)
+    return normed, windowed, dproduct

@@ -8,7 +8,7 @@ from torch import Tensor
 from .call import Call, Places, Windowed, place_arguments
 from .interpolation import channel_offsets, frame_offsets
 from .launch import launch
-from .loops import runtime_range
+from .loops import LAST_READ, runtime_range
 from .moments import load_restored
 
 
@@ -63,13 +63,15 @@ def window_backward(
     COLUMNS: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """One window and BLOCK_C of its channels, all frames in turn. Grid (B·P, chunks of BLOCK_C channels)."""
+    """One window and BLOCK_C of its channels, all frames in turn. Grid (B·P·chunks of BLOCK_C channels,)."""
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     CONVOLVE: tl.constexpr = NEED_DY or NEED_PLACE
     READ: tl.constexpr = NEED_PLACE or NEED_TAPS or NEED_BLEND or (CONVOLVE and RESTORE)
-    SPAN: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C * BLOCK_C
-    pair = tl.program_id(0)
-    chunk = tl.program_id(1)
+    CHUNKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    SPAN: tl.constexpr = CHUNKS * BLOCK_C
+    program = tl.program_id(0)
+    pair = program // CHUNKS
+    chunk = program - pair * CHUNKS
     b = pair // P
     j = tl.arange(0, BLOCK_T)
     c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -106,7 +108,7 @@ def window_backward(
             inside = inside & real
             mask = mask & real
         offsets = channel + t[:, None]  # [BLOCK_T, BLOCK_C]
-        g = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(COMPUTE)
+        g = tl.load(grad_ptr + offsets, mask=mask, other=0.0, eviction_policy=LAST_READ).to(COMPUTE)
         if READ and RESAMPLE:
             i = tl.max_contiguous(tl.load(index_ptr + t, mask=own, other=0), 2)  # see `source_frames`
             w1 = tl.load(fraction_ptr + t, mask=own, other=0.0)
@@ -123,7 +125,7 @@ def window_backward(
         if NEED_SUMS:
             by_g += fold_rows(g, FOLD, BLOCK_T, BLOCK_C)
         if CONVOLVE or NEED_TAPS:
-            dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0).to(COMPUTE)
+            dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0, eviction_policy=LAST_READ).to(COMPUTE)
             dy = (1 - strength) * g
             summed = ()
             for k in tl.static_range(K):
@@ -148,7 +150,7 @@ def window_backward(
                 by_p = fold_channels(dy * (x1 - x0), COLUMNS, BLOCK_T, BLOCK_C)
                 by_start += by_p * tl.load(along_start_ptr + t, mask=own, other=0.0)[:, None]
                 by_ratio += by_p * tl.load(along_ratio_ptr + t, mask=own, other=0.0)[:, None]
-    scalars = scalars_ptr + (pair.to(tl.int64) * tl.num_programs(1) + chunk) * 3
+    scalars = scalars_ptr + (pair.to(tl.int64) * CHUNKS + chunk) * 3
     if NEED_PLACE:
         tl.store(scalars, tl.sum(tl.sum(by_start, 0), 0))
         tl.store(scalars + 1, tl.sum(tl.sum(by_ratio, 0), 0))
@@ -212,6 +214,5 @@ def gradients(
         "HALO": halo,
         **call.sizes(),
     }
-    grid = (batch * pairs, chunks)
-    launch(window_backward, grid, config, arguments, outputs=own * block_c, looped=True)
+    launch(window_backward, (batch * pairs * chunks,), config, arguments, outputs=own * block_c, looped=True)
     return out

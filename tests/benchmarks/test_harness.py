@@ -166,8 +166,9 @@ class TestFloors:
     def test_model_adds_an_operations_kernels(self) -> None:
         nominal = {"B": 32, "P": 3, "C": 128, "T": 1200, "W": 800}
         one = {"op": "windowed_tonality backward", "dtype": "float32", "precision": "tf32"}
-        (row,) = roofline.model([one | {"microseconds": us} for us in (40.0, 60.5)], nominal)
-        assert (row.kernels, row.predicted_us) == (2, 100.5)
+        launches = [one | {"microseconds": us, "in_a_row": us - 10} for us in (40.0, 60.5)]
+        (row,) = roofline.model(launches, nominal)
+        assert (row.kernels, row.predicted_us, row.alone_us) == (2, 80.5, 100.5)
         elements = 32 * 3 * 128 * 800
         assert row.floor_us == pytest.approx(1e6 * (2 * 32 * 128 * 1200 + elements) * 4 / roofline.COPY)
 

@@ -90,8 +90,8 @@ def test_only_what_is_needed(channels: int, window: int, restore: str, device: t
 CHAIN = ["prepare_weights", "recompute_windows", "norm_backward"]
 WINDOW, FINISH = "window_backward", "finish_gradients"
 LAUNCHES = {
-    NAMES: [*CHAIN, "product_backward", WINDOW, FINISH, "resample_dx"],
-    ("x", "start", "ratio", "strength"): [*CHAIN, "product_backward", WINDOW, FINISH, "resample_dx"],
+    NAMES: [*CHAIN, "product_backward", WINDOW, "resample_dx", FINISH],
+    ("x", "start", "ratio", "strength"): [*CHAIN, "product_backward", WINDOW, "resample_dx", FINISH],
     ("start", "ratio", "strength"): [*CHAIN, "product_backward", WINDOW, FINISH],
     ("dw",): [*CHAIN, "product_backward", WINDOW, FINISH],
     ("strength",): [*CHAIN, WINDOW, FINISH],

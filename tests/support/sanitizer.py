@@ -136,6 +136,7 @@ class Sanitizer:
         allow_atomics: whether atomics may be used at all (their order, and so a float sum, is not fixed).
         contents: what loads from meta tensors give, by argument name.
         programs: at most this many programs of a launch run; None runs them all.
+        watch: is told of every load and store: kernel, program, argument, whether it stores, elements of the storage.
     """
 
     def __init__(
@@ -144,10 +145,12 @@ class Sanitizer:
         allow_atomics: bool = False,
         contents: Mapping[str, float] | None = None,
         programs: int | None = None,
+        watch: Callable[[str, int, str, bool, NDArray[np.int64]], None] | None = None,
     ) -> None:
         self.allow_atomics = allow_atomics
         self.contents = dict(contents or {})
         self.programs = programs
+        self.watch = watch
         self.accesses = 0
         self.launches: dict[str, int] = {}
         self._fresh = FreshMemory()
@@ -317,6 +320,8 @@ class Sanitizer:
             raise Race(f"line {line}: one store writes an element of {argument.name} twice")
         operation = _Operation(kind, launch.program, launch.epoch, line, elements)
         launch.log.setdefault(argument.storage, []).append(operation)
+        if self.watch is not None:
+            self.watch(launch.kernel, launch.program, argument.name, kind != LOAD, elements)
         if not argument.virtual:
             real[mask] = (offsets + argument.address).astype(np.uint64)
         if kind != STORE:

@@ -192,3 +192,5 @@ def test_the_fused_kernels_become_no_slower() -> None:
         kernels = {row["kernel"]: row["microseconds"] for row in rows if row["op"] == op}
         assert len(kernels) >= 2
         assert sum(kernels.values()) <= bar, kernels
+        behind = sum(row["in_a_row"] for row in rows if row["op"] == op)
+        assert behind <= sum(kernels.values()) * (0.95 if op.endswith("backward") else 1.0)
