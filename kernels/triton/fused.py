@@ -150,7 +150,9 @@ def windowed_tonality_forward(
         own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | ~second)
         out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
         out_t = t.to(tl.int64) + tl.where(second, C * W, 0)
-        if W % 4 == 0:  # by fours, frames are neighbours of one window: Triton 3.8 is told, or reads and stores differ
+        # By fours, frames are neighbours of one window: Triton 3.8 is told, or reads and stores differ in layout. Where
+        # frames are read from apart, they differ anyway, and this would spill 16 B.
+        if W % 4 == 0 and STRIDE_T == 1:
             own = tl.max_constancy(own, 4)
             out_t = tl.max_contiguous(tl.multiple_of(out_t, 4), 4)
         for n in tl.static_range(4):
