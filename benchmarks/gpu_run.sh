@@ -13,7 +13,7 @@
 #   BUDGET=540       seconds for everything; below 400, tuning gets less and the slow parts are left out
 #   PARTS="ops step" only these parts (install and environment always run)
 #   TESTS=90         seconds for the tests
-#   AGENT="--batches 16 --precision bf16"   of the agent's steps only these
+#   AGENT="--only compiled kept --batches 16 32 --precision bf16"   of the agent's steps only these
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 

@@ -288,3 +288,17 @@ def test_nothing_to_do(clips: int, pairs: int, device: torch.device) -> None:
     grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
     assert [g.shape for g in grads] == [v.shape for v in leaves]
     assert not any(g.any() for g in grads)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("taps", [1, 3, 7, 13])
+def test_frames_come_by_fours(arch: int, taps: int) -> None:
+    """What the compiler is told of the forward kernel's stores where W is a multiple of 4, and believes."""
+    weights = Weights(*(torch.empty(size, device="meta") for size in ((64, 1, taps), (64,), (64, 64, 1), *[(64,)] * 3)))
+    for window in (4, 40, 132, 800):
+        x, places = torch.empty(2, 64, 300, device="meta"), torch.empty(2, 3, device="meta")
+        with use_target(Target(arch, 132, "tf32")), record_launches() as launches:
+            transform.forward(Source.of_clips(x, places, places), places, weights, window, EPS)
+        (one,) = (launch.arguments for launch in launches if launch.name == "windowed_tonality_forward")
+        for frames in (one["HALO"], one["JOINED"], one["BLOCK_T"] - 2 * one["HALO"], one["W"]):
+            assert frames % 4 == 0
