@@ -30,7 +30,7 @@ from . import cache
 from .compiled import Compiled, bytes_of, compile_launch
 from .processor import Cycles, Instruction, decode, program, run
 from .ptx import Access, accesses, largest_loop
-from .specimens import Specimen, specimens
+from .specimens import PROCESSORS, Specimen, specimens
 
 if TYPE_CHECKING:
     from adaptive_window.kernels.triton.launch import Launch
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 MODULE = "tools.device_time"
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
-PROCESSORS = 132
 CLOCK = 1.755e9
 LAUNCH_US = 2.0  # a kernel that does nothing
 REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 228 * 1024, 64, 32  # of one processor
