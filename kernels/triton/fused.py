@@ -147,7 +147,7 @@ def windowed_tonality_forward(
         # layout, and brings not only u into that of the stores but also y into that of the product.
         rows = tl.broadcast_to(j[:, None], (BLOCK_T, BLOCK_C))
         scales = tl.gather(tl.broadcast_to(scale[:, None], (BLOCK_T, BLOCK_C)), rows, 0)
-        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & ((pair + 1 < pairs) | ~second)
+        own = (j >= HALO) & (j < BLOCK_T - HALO) & (t < W) & (pair + tl.where(second, 1, 0) < pairs)
         out_tile_ptr = out_ptr + pair.to(tl.int64) * (C * W)
         out_t = t.to(tl.int64) + tl.where(second, C * W, 0)
         # By fours, frames are neighbours of one window: Triton 3.8 is told, or reads and stores differ in layout. Where

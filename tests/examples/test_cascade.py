@@ -113,7 +113,7 @@ def test_compiled(songs, tmp_path, monkeypatch, capsys):
     shared = ["--data", str(songs), "--size", "small", "--max-steps", "2", "--batch-size", "2"]
     cascade.main(["--out", str(tmp_path / "out"), *shared, "--compile", "on"])
     said = capsys.readouterr().err
-    assert said.count("compiled: agent and losses, with the backward pass") == 1
+    assert said.count("compiled: agent and losses (keeping little), with the backward pass") == 1
     assert "0 graph breaks" in said
     assert "step 2: loss" in said
 

@@ -126,7 +126,12 @@ _FORWARD = [
         "tl.where(second, next_strength, tl.load(strength_ptr + pair))",
         "tl.load(strength_ptr + pair) + 0 * t",
     ),
-    Mutant("frames behind the last window", "windowed_tonality_forward", "((pair + 1 < pairs) | ~second)", "(t < W)"),
+    Mutant(
+        "frames behind the last window",
+        "windowed_tonality_forward",
+        "pair + tl.where(second, 1, 0) < pairs",
+        "(t < W)",
+    ),
     Mutant(
         "the next tile's channels are this one's",
         "windowed_tonality_forward",
