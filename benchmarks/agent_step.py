@@ -227,6 +227,8 @@ def main() -> None:
     parser.add_argument("--saved", action="store_true", help="count the bytes kept for the backward pass; no timing")
     parser.add_argument("--compiled", action="store_true", help="with --saved: of the compiled step as well, a minute")
     options = parser.parse_args()
+    if options.compiled and not options.saved:
+        parser.error("--compiled counts what a compiled step keeps: with --saved only")
     if options.variants:
         step_variants.main(
             options, build, batch, lambda: check_parity(1, options.frames, options.window, options.device)

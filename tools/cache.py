@@ -11,12 +11,12 @@ is printed. Windows lie as in the nominal call, at frame 100 with ratio 1.25.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,7 +112,7 @@ class Walk:
 
     def programs(self) -> list[Callable[[], Iterator[Step]]]:
         make = getattr(self, self.launch.name)
-        return [partial(make, n) for n in range(self.launch.grid[0])]
+        return [functools.partial(make, n) for n in range(self.launch.grid[0])]
 
     def _rows(self, name: str, owner: int, chunks: range, frames: range, **how: bool) -> Step:
         """Blocks of a tensor [..., C, frames], of the owner-th of its leading axes."""
@@ -223,6 +223,12 @@ def follow(
     return found
 
 
+def at_once(launch: Launch) -> int:
+    """How many of its programs run at once on an H100, as `TOGETHER` has it."""
+    return TOGETHER.get(launch.name, 1) * PROCESSORS
+
+
+@functools.cache
 def backward(precision: str) -> list[Launch]:
     """The launches of the nominal backward pass, in their order."""
     dtype = "bfloat16" if precision == "bf16" else "float32"
@@ -232,11 +238,10 @@ def backward(precision: str) -> list[Launch]:
 
 def modelled(capacity: float) -> list[float]:
     """Megabytes that the kernels of `MEASURED` write to memory, each by itself."""
-    launches = {precision: backward(precision) for precision in {one.precision for one in MEASURED}}
     found = []
     for seen in MEASURED:
-        (launch,) = (one for one in launches[seen.precision] if one.name == seen.kernel)
-        (moved,) = follow([launch], [TOGETHER[seen.kernel] * PROCESSORS], capacity, marked=False)
+        (launch,) = (one for one in backward(seen.precision) if one.name == seen.kernel)
+        (moved,) = follow([launch], [at_once(launch)], capacity, marked=False)
         found.append(moved.written)
     return found
 
@@ -257,8 +262,8 @@ def main() -> int:
         print(f"    {seen.kernel:20}{seen.precision:8}{seen.megabytes:7.1f}{written:7.1f}")
     for precision in ("tf32", "bf16x3", "bf16"):
         launches = backward(precision)
-        row = follow(launches, [TOGETHER.get(one.name, 1) * PROCESSORS for one in launches])
-        alone = [follow([one], [TOGETHER.get(one.name, 1) * PROCESSORS])[0] for one in launches]
+        row = follow(launches, [at_once(one) for one in launches])
+        alone = [follow([one], [at_once(one)])[0] for one in launches]
         print(f"{precision}: MB read from memory, alone and in a row; written in a row")
         for by_itself, moved in zip(alone, row, strict=True):
             if by_itself.read:

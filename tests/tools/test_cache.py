@@ -139,9 +139,8 @@ def test_capacity_is_the_fitted_one_and_its_error_small() -> None:
 @pytest.mark.parametrize(("precision", "saved"), [("tf32", 0.15), ("bf16", 0.35)])
 def test_stages_find_what_the_one_before_left(precision: str, saved: float) -> None:
     launches = cache.backward(precision)
-    together = [cache.TOGETHER.get(one.name, 1) * cache.PROCESSORS for one in launches]
-    row = cache.follow(launches, together)
-    alone = [cache.follow([one], [running])[0] for one, running in zip(launches, together, strict=True)]
+    row = cache.follow(launches, [cache.at_once(one) for one in launches])
+    alone = [cache.follow([one], [cache.at_once(one)])[0] for one in launches]
     assert sum(one.read for one in row) <= (1 - saved) * sum(one.read for one in alone)
     for one, behind in zip(alone, row, strict=True):
         assert behind.read <= one.read
