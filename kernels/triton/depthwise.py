@@ -60,15 +60,15 @@ def at_distance(ys, DISTANCE: tl.constexpr):
 
 
 @triton.jit
-def depthwise_folded(y, c, weight_ptr, K: tl.constexpr, PADDED: tl.constexpr):
+def depthwise_folded(y, taps, K: tl.constexpr):
     """`depthwise` of frames by fours: where a thread holds four, it fetches its neighbours' alone."""
     ys = folded(y)
     zs = ()
     for r in tl.static_range(4):
-        z = tl.load(weight_ptr + (K // 2) * PADDED + c)[None, :] * ys[r]
+        z = taps[K // 2][None, :] * ys[r]
         for k in tl.static_range(K):
             if k != K // 2:
-                z += tl.load(weight_ptr + k * PADDED + c)[None, :] * at_distance(ys, r + k - K // 2)
+                z += taps[k][None, :] * at_distance(ys, r + k - K // 2)
         zs = zs + (z,)
     return unfolded(zs[0], zs[1], zs[2], zs[3])  # type: ignore[misc]  # the loop over r makes four
 

@@ -38,6 +38,22 @@ def tile_frames(tile_id, j, OWN: tl.constexpr, HALO: tl.constexpr, JOINED: tl.co
 
 
 @triton.jit
+def by_fours(row_ptr, BLOCK_C: tl.constexpr):
+    """Numbers of BLOCK_C channels, in the kernel's order: four neighbours to a thread, read in one."""
+    GROUPS: tl.constexpr = BLOCK_C // 4
+    four = tl.arange(0, GROUPS)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    return tl.reshape(tl.trans(tl.load(row_ptr + four)), (BLOCK_C,))
+
+
+@triton.jit
+def turned(a, BLOCK_C: tl.constexpr):
+    """[BLOCK_C, 4·BLOCK_C] of the pointwise weight, inputs and outputs in the kernel's order."""
+    GROUPS: tl.constexpr = BLOCK_C // 4
+    fives = tl.permute(tl.reshape(a, (GROUPS, 4, 4, GROUPS, 4)), (1, 0, 2, 4, 3))
+    return tl.reshape(fives, (BLOCK_C, 4 * BLOCK_C))
+
+
+@triton.jit
 def windowed_tonality_forward(
     source_ptr,  # x [B, C, T], or y [B, P, C, W] where not RESAMPLE
     start_ptr,  # [B, P]
@@ -77,14 +93,17 @@ def windowed_tonality_forward(
     OWN: tl.constexpr = BLOCK_T - 2 * HALO
     BLOCK_C: tl.constexpr = PADDED // 4
     j = tl.arange(0, BLOCK_T)
-    c = tl.arange(0, BLOCK_C)
+    q = tl.arange(0, BLOCK_C)
+    c = (q & (BLOCK_C // 4 - 1)) * 4 + q // (BLOCK_C // 4)
     out_c = tl.arange(0, PADDED)
-    weight_offsets = out_c[None, :] * PADDED + c[:, None]  # [BLOCK_C in, PADDED out]
+    weight_offsets = out_c[None, :] * PADDED + q[:, None]  # [BLOCK_C in, PADDED out]
     weights = ()
     if HOIST:
         for n in tl.static_range(4):
-            hi = tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C)
-            lo = tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C) if PRECISION == "bf16x3" else hi
+            hi = turned(tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
+            lo = hi
+            if PRECISION == "bf16x3":
+                lo = turned(tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
             weights = weights + ((hi, lo),)
     wide_c = c.to(tl.int64)  # in 64 bits, constants in an offset become part of the load
     if AHEAD < 4:
@@ -106,7 +125,9 @@ def windowed_tonality_forward(
                 P, W, STRIDE_T, RESAMPLE, COMPUTE,
             )  # fmt: skip
             read = read_at(frame_ptr, wide_c, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
-        u = tl.broadcast_to(tl.load(pointwise_bias_ptr + out_c)[None, :], (BLOCK_T, PADDED))
+        bias = tl.reshape(tl.load(pointwise_bias_ptr + out_c), (4, BLOCK_C // 4, 4))
+        bias = tl.reshape(tl.permute(bias, (0, 2, 1)), (PADDED,))
+        u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
         ys = ()
         for n in tl.static_range(4):
             if n == FETCH and RESAMPLE and STRIDE_T == 1:
@@ -123,13 +144,18 @@ def windowed_tonality_forward(
             if AHEAD < 4 and n < 3:  # the next channels are on their way while these are convolved
                 read = read_at(frame_ptr, wide_c + (n + 1) * BLOCK_C, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
             y = interpolated(now, w0, w1, RESAMPLE)
-            z = depthwise_folded(y, c + n * BLOCK_C, depthwise_ptr, K, PADDED)
+            taps = ()
+            for k in tl.static_range(K):
+                taps = taps + (by_fours(depthwise_ptr + k * PADDED + n * BLOCK_C, BLOCK_C),)
+            z = depthwise_folded(y, taps, K)
             z_hi, z_lo = split(z, PRECISION)
             if HOIST:
                 hi, lo = weights[n]
             else:
-                hi = tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C)
-                lo = tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C) if PRECISION == "bf16x3" else hi
+                hi = turned(tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
+                lo = hi
+                if PRECISION == "bf16x3":
+                    lo = turned(tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
             u = multiply(z_hi, z_lo, hi, lo, u, PRECISION)
             ys = ys + (y,)
 
@@ -164,8 +190,8 @@ def windowed_tonality_forward(
                 )  # fmt: skip
                 read = read_at(frame_ptr, wide_c, (next_t >= 0) & (next_t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
             cn = c + n * BLOCK_C
-            gamma = tl.load(norm_weight_ptr + cn)[None, :]
-            beta = tl.load(norm_bias_ptr + cn)[None, :]
+            gamma = by_fours(norm_weight_ptr + n * BLOCK_C, BLOCK_C)[None, :]
+            beta = by_fours(norm_bias_ptr + n * BLOCK_C, BLOCK_C)[None, :]
             out = (1 - strength)[:, None] * ys[n]
             if RESTORE:
                 out += level[:, None]
