@@ -12,15 +12,15 @@ def _c(num_warps: int, per_processor: int = 1, **constants: int) -> Configuratio
 
 
 def _forward() -> list[Configuration]:
-    """BLOCK_T, warps, programs a processor, the weight read once, when the next tile is read and asked for (4: not)."""
+    """BLOCK_T, warps, programs a processor, weights prepared within, when the next tile is read and asked for (4: not)."""
     shapes = (
         (128, 8, 1, True, 0, 4), (128, 8, 1, True, 1, 4), (128, 8, 1, True, 2, 4), (128, 8, 1, True, 3, 4),
         (128, 8, 1, True, 4, 4), (128, 8, 1, False, 1, 4), (64, 4, 2, True, 1, 4),
         (128, 8, 1, True, 1, 0), (128, 8, 1, True, 1, 1), (128, 8, 1, True, 1, 2),
     )  # fmt: skip
     return [
-        _c(warps, per, BLOCK_T=t, HOIST=hoist, AHEAD=ahead, FETCH=fetch)
-        for t, warps, per, hoist, ahead, fetch in shapes
+        _c(warps, per, BLOCK_T=t, PREPARE=within, AHEAD=ahead, FETCH=fetch)
+        for t, warps, per, within, ahead, fetch in shapes
     ]
 
 

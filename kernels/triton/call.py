@@ -14,7 +14,7 @@ from .configurations import Configuration, Target, configuration
 from .launch import FUSED_CHANNELS, TRITON_TYPE, host, precision_of, target_of
 from .moments import Moments
 from .operands import Split
-from .prepare import Prepared, lay_out, prepare, room
+from .prepare import Prepared, lay_out, room
 from .source import Source
 
 
@@ -75,16 +75,15 @@ class Call:
         memory: Tensor | None = None,
         *,
         restore: bool = False,
-        prepared: bool = False,
     ) -> Call:
-        """Choose the precision; prepare the weights, in `memory` if there is some, where they may lie `prepared`."""
+        """Choose the precision, and where the prepared weights lie: in `memory`, if there is some."""
         target = target or target_of(source.tensor.device)
         precision = precision_of(source.tensor.dtype, target)
         if memory is None:
             compute, size = room(weights, precision)
             memory = torch.empty(size, dtype=compute, device=strength.device)
-        ready = lay_out(memory, weights, precision) if prepared else prepare(weights, target, precision, memory)
-        return cls(source, strength, ready, window, eps, restore, target, precision)
+        prepared = lay_out(memory, weights, precision)
+        return cls(source, strength, prepared, window, eps, restore, target, precision)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -58,25 +58,25 @@ def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constan
 
 
 def _forward(
-    num_warps: int, frames: int, *, hoist: bool = True, ahead: int = 4, fetch: int = 4, per_processor: int = 1
+    num_warps: int, frames: int, *, within: bool = True, ahead: int = 4, fetch: int = 4, per_processor: int = 1
 ) -> Configuration:
-    """Of `windowed_tonality_forward`: the weight read once, and what is read and asked for ahead (4: nothing)."""
-    return _c(num_warps, per_processor=per_processor, BLOCK_T=frames, HOIST=hoist, AHEAD=ahead, FETCH=fetch)
+    """Of `windowed_tonality_forward`: the weights prepared within, and what is read and asked for ahead (4: nothing)."""
+    return _c(num_warps, per_processor=per_processor, BLOCK_T=frames, PREPARE=within, AHEAD=ahead, FETCH=fetch)
 
 
 TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
-        Row(_forward(8, 32, hoist=False), arch=0, precision="fp64"),
+        Row(_forward(8, 32, within=False), arch=0, precision="fp64"),
         Row(_forward(8, 32, ahead=1, fetch=1), arch=0),
-        Row(_forward(8, 16, hoist=False), precision="fp64", resample=False),  # twice the frames spill 48 B
-        Row(_forward(8, 32, hoist=False), precision="fp64"),
+        Row(_forward(8, 16, within=False), precision="fp64", resample=False),  # twice the frames spill 48 B
+        Row(_forward(8, 32, within=False), precision="fp64"),
         Row(_forward(4, 128, per_processor=2), padded=64),
         Row(_forward(8, 64), arch=80, even=False),
         Row(_forward(8, 64), arch=80, resample=False),
         Row(_forward(8, 64), arch=80, frames_apart=True),
         Row(_forward(8, 64), arch=80, restore=True),  # twice the frames spill 64 B
         Row(_forward(8, 128), frames_apart=True),  # read ahead, 112 B spill in Triton 3.8
-        Row(_forward(8, 128, hoist=False), even=False),
+        Row(_forward(8, 128, within=False), even=False),
         Row(_forward(8, 128, ahead=1)),
     ),
     "prepare_weights": (Row(_c(8, BLOCK=16)),),

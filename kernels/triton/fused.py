@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..weights import Weights
 from .call import Call
 from .depthwise import depthwise_folded
 from .interpolation import channel_offsets
@@ -24,6 +25,7 @@ from .launch import FUSED_CHANNELS, launch
 from .loops import runtime_range
 from .moments import tile_moments
 from .operands import multiply, split
+from .prepare import prepare, prepare_within, weight_arguments
 from .source import interpolated, place_joined, prefetch_joined, read_at
 
 
@@ -47,9 +49,9 @@ def by_fours(row_ptr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def turned(a, BLOCK_C: tl.constexpr):
-    """[BLOCK_C, 4·BLOCK_C] of the pointwise weight, inputs and outputs in the kernel's order."""
+    """[BLOCK_C in, 4·BLOCK_C out] of the pointwise weight [out, in], both in the kernel's order."""
     GROUPS: tl.constexpr = BLOCK_C // 4
-    fives = tl.permute(tl.reshape(a, (GROUPS, 4, 4, GROUPS, 4)), (1, 0, 2, 4, 3))
+    fives = tl.permute(tl.reshape(a, (4, GROUPS, 4, GROUPS, 4)), (4, 3, 0, 2, 1))
     return tl.reshape(fives, (BLOCK_C, 4 * BLOCK_C))
 
 
@@ -59,12 +61,18 @@ def windowed_tonality_forward(
     start_ptr,  # [B, P]
     ratio_ptr,
     strength_ptr,
-    depthwise_ptr,  # this and the next five as `prepare_weights` leaves them; [K, PADDED]
-    pointwise_hi_ptr,  # [PADDED, PADDED]
-    pointwise_lo_ptr,
-    pointwise_bias_ptr,  # [PADDED]
+    depthwise_weight_ptr,  # this and the next ten as in `prepare_weights`
+    depthwise_bias_ptr,
+    pointwise_weight_ptr,
+    pointwise_bias_ptr,
     norm_weight_ptr,
     norm_bias_ptr,
+    vectors_ptr,
+    hi_ptr,
+    lo_ptr,
+    half_hi_ptr,
+    half_lo_ptr,
+    own_ptr,  # scratch where PREPARE: [programs, 3 + K, PADDED], what each prepares for itself
     out_ptr,  # [B, P, C, W]
     T,
     tiles,  # of all windows
@@ -86,7 +94,8 @@ def windowed_tonality_forward(
     JOINED: tl.constexpr,
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
-    HOIST: tl.constexpr,
+    PREPARE: tl.constexpr,
+    KEEP: tl.constexpr,  # what was prepared, for the backward pass
     AHEAD: tl.constexpr,
     FETCH: tl.constexpr,
 ):
@@ -96,15 +105,6 @@ def windowed_tonality_forward(
     q = tl.arange(0, BLOCK_C)
     c = (q & (BLOCK_C // 4 - 1)) * 4 + q // (BLOCK_C // 4)
     out_c = tl.arange(0, PADDED)
-    weight_offsets = out_c[None, :] * PADDED + q[:, None]  # [BLOCK_C in, PADDED out]
-    weights = ()
-    if HOIST:
-        for n in tl.static_range(4):
-            hi = turned(tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
-            lo = hi
-            if PRECISION == "bf16x3":
-                lo = turned(tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
-            weights = weights + ((hi, lo),)
     wide_c = c.to(tl.int64)  # in 64 bits, constants in an offset become part of the load
     if AHEAD < 4:
         pair, t0, t, second = tile_frames(tl.program_id(0), j, OWN, HALO, JOINED)
@@ -113,6 +113,19 @@ def windowed_tonality_forward(
             P, W, STRIDE_T, RESAMPLE, COMPUTE,
         )  # fmt: skip
         read = read_at(frame_ptr, wide_c, (t >= 0) & (t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
+    weights = ()
+    if PREPARE:
+        last = tl.program_id(0) == tl.num_programs(0) - 1  # which often has a tile less to do
+        mine_ptr = own_ptr + tl.program_id(0).to(tl.int64) * ((3 + K) * PADDED)
+        vectors_ptr = tl.where(last, vectors_ptr, mine_ptr) if KEEP else mine_ptr
+        operands = prepare_within(
+            depthwise_weight_ptr, depthwise_bias_ptr, pointwise_weight_ptr, pointwise_bias_ptr, norm_weight_ptr,
+            norm_bias_ptr, vectors_ptr, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, last, C, K, PADDED, KEEP, PRECISION,
+            COMPUTE,
+        )  # fmt: skip
+        for n in tl.static_range(4):
+            hi = turned(operands[n][0], BLOCK_C)
+            weights = weights + ((hi, turned(operands[n][1], BLOCK_C) if PRECISION == "bf16x3" else hi),)
     for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
         pair, t0, t, second = tile_frames(tile_id, j, OWN, HALO, JOINED)
         next_id = tl.minimum(tile_id + tl.num_programs(0), tiles - 1)
@@ -125,7 +138,7 @@ def windowed_tonality_forward(
                 P, W, STRIDE_T, RESAMPLE, COMPUTE,
             )  # fmt: skip
             read = read_at(frame_ptr, wide_c, inside, C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
-        bias = tl.reshape(tl.load(pointwise_bias_ptr + out_c), (4, BLOCK_C // 4, 4))
+        bias = tl.reshape(tl.load(vectors_ptr + out_c), (4, BLOCK_C // 4, 4))
         bias = tl.reshape(tl.permute(bias, (0, 2, 1)), (PADDED,))
         u = tl.broadcast_to(bias[None, :], (BLOCK_T, PADDED))
         ys = ()
@@ -146,16 +159,15 @@ def windowed_tonality_forward(
             y = interpolated(now, w0, w1, RESAMPLE)
             taps = ()
             for k in tl.static_range(K):
-                taps = taps + (by_fours(depthwise_ptr + k * PADDED + n * BLOCK_C, BLOCK_C),)
+                taps = taps + (by_fours(vectors_ptr + (3 + k) * PADDED + n * BLOCK_C, BLOCK_C),)
             z = depthwise_folded(y, taps, K)
             z_hi, z_lo = split(z, PRECISION)
-            if HOIST:
+            if PREPARE:
                 hi, lo = weights[n]
             else:
-                hi = turned(tl.load(pointwise_hi_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
-                lo = hi
-                if PRECISION == "bf16x3":
-                    lo = turned(tl.load(pointwise_lo_ptr + weight_offsets + n * BLOCK_C), BLOCK_C)
+                offsets = out_c[:, None] * PADDED + (n * BLOCK_C + q)[None, :]  # [PADDED out, BLOCK_C in]
+                hi = turned(tl.load(hi_ptr + offsets), BLOCK_C)
+                lo = turned(tl.load(lo_ptr + offsets), BLOCK_C) if PRECISION == "bf16x3" else hi
             u = multiply(z_hi, z_lo, hi, lo, u, PRECISION)
             ys = ys + (y,)
 
@@ -190,8 +202,8 @@ def windowed_tonality_forward(
                 )  # fmt: skip
                 read = read_at(frame_ptr, wide_c, (next_t >= 0) & (next_t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
             cn = c + n * BLOCK_C
-            gamma = by_fours(norm_weight_ptr + n * BLOCK_C, BLOCK_C)[None, :]
-            beta = by_fours(norm_bias_ptr + n * BLOCK_C, BLOCK_C)[None, :]
+            gamma = by_fours(vectors_ptr + PADDED + n * BLOCK_C, BLOCK_C)[None, :]
+            beta = by_fours(vectors_ptr + 2 * PADDED + n * BLOCK_C, BLOCK_C)[None, :]
             out = (1 - strength)[:, None] * ys[n]
             if RESTORE:
                 out += level[:, None]
@@ -207,34 +219,34 @@ def fits(call: Call) -> bool:
     return call.shape[2] <= FUSED_CHANNELS and 4 * call.halo <= block_t
 
 
-def windowed_tonality(call: Call, out: Tensor) -> None:
-    """Everything, into out `[B, P, C, W]`."""
+def windowed_tonality(call: Call, weights: Weights, out: Tensor, *, keep: bool) -> None:
+    """Everything, into out `[B, P, C, W]`; the prepared weights into `call.prepared`, if they are to be kept."""
     batch, pairs, channels, window = call.shape
     config = call.configuration("windowed_tonality_forward")
     own = config.constants["BLOCK_T"] - 2 * call.halo
     # The gap between windows, of at least K // 2 frames, is the padding of both; a tile meets no third window.
     joined = max(4 * triton.cdiv(window + call.taps // 2, 4), config.constants["BLOCK_T"])
     tiles = triton.cdiv(batch * pairs * joined, own)
+    programs = min(tiles, call.target.processors * config.per_processor)
+    within = config.constants["PREPARE"]
+    if not within:
+        prepare(weights, call.target, call.precision, call.prepared)
     arguments = {
         **call.source.arguments(pairs),
         "strength_ptr": call.strength,
-        "depthwise_ptr": call.prepared.depthwise,
-        "pointwise_hi_ptr": call.prepared.pointwise.hi,
-        "pointwise_lo_ptr": call.prepared.pointwise.lo,
-        "pointwise_bias_ptr": call.prepared.bias,
-        "norm_weight_ptr": call.prepared.norm,
-        "norm_bias_ptr": call.prepared.norm_bias,
+        **weight_arguments(weights, call.prepared),
+        "own_ptr": call.spare(call.scratch(programs, *call.prepared.vectors.shape) if within else None),
         "out_ptr": out,
         "tiles": tiles,
         "pairs": batch * pairs,
         "JOINED": joined,
         "EPS": call.eps,
         "RESTORE": call.restore,
+        "KEEP": keep,
         "K": call.taps,
         "PADDED": call.padded,
         "HALO": call.halo,
         "PRECISION": call.precision,
         **call.sizes(),
     }
-    programs = min(tiles, call.target.processors * config.per_processor)
     launch(windowed_tonality_forward, (programs,), config, arguments, outputs=own * channels, looped=True)

@@ -28,6 +28,67 @@ from .operands import Split, split
 
 
 @triton.jit
+def load_columns(weight_ptr, row, column, C: tl.constexpr, COMPUTE: tl.constexpr):
+    """(A [outputs, inputs] at rows `row` and columns `column`, which of these there are)."""
+    mask = (row < C)[:, None] & (column < C)[None, :]
+    return tl.load(weight_ptr + row[:, None] * C + column[None, :], mask=mask, other=0.0).to(COMPUTE), mask
+
+
+@triton.jit
+def centred(a, mask, C: tl.constexpr):
+    """A' of whole columns."""
+    return tl.where(mask, a - (tl.sum(a, 0) / C)[None, :], 0.0)
+
+
+@triton.jit
+def store_operands(
+    a, row, column, keep, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED: tl.constexpr, PRECISION: tl.constexpr
+):
+    """A' as products take it, where `keep`."""
+    offsets = row[:, None] * PADDED + column[None, :]
+    hi, lo = split(a, PRECISION)
+    tl.store(hi_ptr + offsets, hi, mask=keep)
+    if PRECISION == "bf16x3":
+        tl.store(lo_ptr + offsets, lo, mask=keep)
+    if PRECISION == "tf32":
+        half_hi, half_lo = split(a, "bf16x3")
+        tl.store(half_hi_ptr + offsets, half_hi, mask=keep)
+        tl.store(half_lo_ptr + offsets, half_lo, mask=keep)
+
+
+@triton.jit
+def load_vectors(
+    depthwise_weight_ptr,
+    pointwise_bias_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    row,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """What there is one number of for each channel: b, norm_weight, norm_bias, and the taps."""
+    real = row < C
+    vectors = (
+        tl.load(pointwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE),
+        tl.load(norm_weight_ptr + row, mask=real, other=0.0).to(COMPUTE),
+        tl.load(norm_bias_ptr + row, mask=real, other=0.0).to(COMPUTE),
+    )
+    for k in tl.static_range(K):
+        vectors = vectors + (tl.load(depthwise_weight_ptr + row * K + k, mask=real, other=0.0).to(COMPUTE),)
+    return vectors
+
+
+@triton.jit
+def store_vectors(vectors, shift, row, vectors_ptr, C: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr):
+    """What `load_vectors` has loaded, with b' in the place of b; shift is A·d."""
+    b = vectors[0] + shift
+    tl.store(vectors_ptr + row, tl.where(row < C, b - tl.sum(b, 0) / C, 0.0))
+    for n in tl.static_range(1, 3 + K):
+        tl.store(vectors_ptr + n * PADDED + row, vectors[n])
+
+
+@triton.jit
 def prepare_weights(
     depthwise_weight_ptr,  # [C, 1, K]
     depthwise_bias_ptr,  # d [C]
@@ -35,12 +96,11 @@ def prepare_weights(
     pointwise_bias_ptr,  # b [C]
     norm_weight_ptr,  # [C]
     norm_bias_ptr,
-    depthwise_ptr,  # out: [K, PADDED]
+    vectors_ptr,  # out: [3 + K, PADDED]: b', norm_weight, norm_bias, and the taps
     hi_ptr,  # out: A' [PADDED, PADDED] (output, input), in the dtype the product takes
     lo_ptr,  # out: A' − hi, only for "bf16x3"
     half_hi_ptr,  # out: A' as for "bf16x3", only for "tf32": its backward pass may multiply like that
     half_lo_ptr,
-    vectors_ptr,  # out: [3, PADDED]: b', norm_weight, norm_bias
     C: tl.constexpr,
     K: tl.constexpr,
     PADDED: tl.constexpr,
@@ -54,44 +114,80 @@ def prepare_weights(
     """
     n = tl.program_id(0)
     row = tl.arange(0, PADDED)
-    real = row < C
     if n < PADDED // BLOCK:
         column = n * BLOCK + tl.arange(0, BLOCK)
-        mask = real[:, None] & (column < C)[None, :]
-        a = tl.load(pointwise_weight_ptr + row[:, None] * C + column[None, :], mask=mask, other=0.0).to(COMPUTE)
-        a = tl.where(mask, a - (tl.sum(a, 0) / C)[None, :], 0.0)
-        hi, lo = split(a, PRECISION)
-        offsets = row[:, None] * PADDED + column[None, :]
-        tl.store(hi_ptr + offsets, hi)
-        if PRECISION == "bf16x3":
-            tl.store(lo_ptr + offsets, lo)
-        if PRECISION == "tf32":
-            half_hi, half_lo = split(a, "bf16x3")
-            tl.store(half_hi_ptr + offsets, half_hi)
-            tl.store(half_lo_ptr + offsets, half_lo)
+        a, mask = load_columns(pointwise_weight_ptr, row, column, C, COMPUTE)
+        a = centred(a, mask, C)
+        store_operands(a, row, column, True, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED, PRECISION)
     else:
-        square = row[:, None] * C + row[None, :]  # Triton wants one type per name across branches: not `a` again
-        whole = tl.load(pointwise_weight_ptr + square, mask=real[:, None] & real[None, :], other=0.0).to(COMPUTE)
-        d = tl.load(depthwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE)
-        b = tl.load(pointwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE) + tl.sum(whole * d[None, :], 1)
-        tl.store(vectors_ptr + row, tl.where(real, b - tl.sum(b, 0) / C, 0.0))
-        gamma = tl.load(norm_weight_ptr + row, mask=real, other=0.0).to(COMPUTE)
-        beta = tl.load(norm_bias_ptr + row, mask=real, other=0.0).to(COMPUTE)
-        tl.store(vectors_ptr + PADDED + row, gamma)
-        tl.store(vectors_ptr + 2 * PADDED + row, beta)
-        for k in tl.static_range(K):
-            tap = tl.load(depthwise_weight_ptr + row * K + k, mask=real, other=0.0).to(COMPUTE)
-            tl.store(depthwise_ptr + k * PADDED + row, tap)
+        # Triton wants one type per name across branches: not `a` and `mask` again
+        whole, _ = load_columns(pointwise_weight_ptr, row, row, C, COMPUTE)
+        d = tl.load(depthwise_bias_ptr + row, mask=row < C, other=0.0).to(COMPUTE)
+        vectors = load_vectors(
+            depthwise_weight_ptr, pointwise_bias_ptr, norm_weight_ptr, norm_bias_ptr, row, C, K, COMPUTE
+        )
+        store_vectors(vectors, tl.sum(whole * d[None, :], 1), row, vectors_ptr, C, K, PADDED)
+
+
+@triton.jit
+def prepare_within(
+    depthwise_weight_ptr,
+    depthwise_bias_ptr,
+    pointwise_weight_ptr,
+    pointwise_bias_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    vectors_ptr,  # out: [3 + K, PADDED]
+    hi_ptr,  # out, where `keep`; this and the next three as in `prepare_weights`
+    lo_ptr,
+    half_hi_ptr,
+    half_lo_ptr,
+    keep,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """What `prepare_weights` does, by one program of another kernel: ((hi, lo),)·4 [PADDED, PADDED // 4] of A', column
+    by column; the per-channel numbers in memory, which the program's threads may read at once.
+    """
+    BLOCK: tl.constexpr = PADDED // 4
+    row = tl.arange(0, PADDED)
+    vectors = load_vectors(
+        depthwise_weight_ptr, pointwise_bias_ptr, norm_weight_ptr, norm_bias_ptr, row, C, K, COMPUTE
+    )
+    given = ()
+    for n in tl.static_range(4):  # all loads before the first sum
+        column = n * BLOCK + tl.arange(0, BLOCK)
+        a, mask = load_columns(pointwise_weight_ptr, row, column, C, COMPUTE)
+        d = tl.load(depthwise_bias_ptr + column, mask=column < C, other=0.0).to(COMPUTE)
+        given = given + ((a, mask, d),)
+    shift = tl.zeros((PADDED, BLOCK), COMPUTE)
+    operands = ()
+    for n in tl.static_range(4):
+        a, mask, d = given[n]
+        shift += a * d[None, :]
+        a = centred(a, mask, C)
+        if KEEP:
+            column = n * BLOCK + tl.arange(0, BLOCK)
+            store_operands(a, row, column, keep, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED, PRECISION)
+        operands = operands + (split(a, PRECISION),)
+    store_vectors(vectors, tl.sum(shift, 1), row, vectors_ptr, C, K, PADDED)
+    tl.debug_barrier()
+    return operands
 
 
 class Prepared(NamedTuple):
     """The weights in the compute dtype, padded to a whole number of channel blocks, the pointwise one centred."""
 
-    depthwise: Tensor  # [K, PADDED]
-    pointwise: Split  # [PADDED, PADDED] (out, in)
+    vectors: Tensor  # [3 + K, PADDED]: the next three, and the taps
     bias: Tensor  # [PADDED], centred, the depthwise bias folded in
     norm: Tensor  # [PADDED]
     norm_bias: Tensor  # [PADDED]
+    depthwise: Tensor  # [K, PADDED]
+    pointwise: Split  # [PADDED, PADDED] (out, in)
     operand: Split  # the pointwise one as `joint` takes it: for "tf32" like that of "bf16x3"
 
 
@@ -109,8 +205,7 @@ def lay_out(memory: Tensor, weights: Weights, precision: str) -> Prepared:
     """Everything in one piece of memory, each part aligned."""
     channels, _, taps = weights.depthwise_weight.shape
     padded = triton.cdiv(channels, 64) * 64
-    vectors, rest = memory[: 3 * padded].view(3, padded), memory[3 * padded :]
-    depthwise, rest = rest[: taps * padded].view(taps, padded), rest[taps * padded :]
+    vectors, rest = memory[: (3 + taps) * padded].view(3 + taps, padded), memory[(3 + taps) * padded :]
     if precision.startswith("bf16"):
         rest = rest.view(torch.bfloat16)
     hi = rest[: padded**2].view(padded, padded)
@@ -118,37 +213,39 @@ def lay_out(memory: Tensor, weights: Weights, precision: str) -> Prepared:
     operand = Split(hi, lo)
     if precision == "tf32" and channels <= FUSED_CHANNELS:
         operand = Split(*rest[padded**2 :].view(torch.bfloat16).view(2, padded, padded))
-    return Prepared(depthwise, Split(hi, lo), vectors[0], vectors[1], vectors[2], operand)
+    return Prepared(vectors, *vectors[:3], vectors[3:], Split(hi, lo), operand)
 
 
-def prepare(weights: Weights, target: Target, precision: str, memory: Tensor) -> Prepared:
-    """One launch; for more than 128 channels a few PyTorch calls, which are then small beside the rest."""
-    channels, _, taps = weights.depthwise_weight.shape
-    prepared = lay_out(memory, weights, precision)
-    depthwise, (hi, lo) = prepared.depthwise, prepared.pointwise
-    padded = depthwise.shape[1]
-    vectors = memory[: 3 * padded].view(3, padded)
-    if channels > FUSED_CHANNELS:
-        host(_prepare_wide, *weights, depthwise, hi, lo, vectors)
-        return prepared
-    config = configuration("prepare_weights", target, precision, channels)
-    arguments: dict[str, Any] = {
+def weight_arguments(weights: Weights, prepared: Prepared) -> dict[str, Tensor]:
+    """The weights as they are given, and where they go as they are prepared."""
+    return {
         **{f"{name}_ptr": weight for name, weight in zip(Weights._fields, weights, strict=True)},
-        "depthwise_ptr": depthwise,
-        "hi_ptr": hi,
-        "lo_ptr": lo,
+        "vectors_ptr": prepared.vectors,
+        "hi_ptr": prepared.pointwise.hi,
+        "lo_ptr": prepared.pointwise.lo,
         "half_hi_ptr": prepared.operand.hi,
         "half_lo_ptr": prepared.operand.lo,
-        "vectors_ptr": vectors,
+    }
+
+
+def prepare(weights: Weights, target: Target, precision: str, prepared: Prepared) -> None:
+    """One launch; for more than 128 channels a few PyTorch calls, which are then small beside the rest."""
+    channels, _, taps = weights.depthwise_weight.shape
+    padded = prepared.vectors.shape[1]
+    if channels > FUSED_CHANNELS:
+        host(_prepare_wide, *weights, prepared.depthwise, *prepared.pointwise, prepared.vectors[:3])
+        return
+    config = configuration("prepare_weights", target, precision, channels)
+    arguments: dict[str, Any] = {
+        **weight_arguments(weights, prepared),
         "C": channels,
         "K": taps,
         "PADDED": padded,
         "PRECISION": precision,
-        "COMPUTE": TRITON_TYPE[memory.dtype],
+        "COMPUTE": TRITON_TYPE[prepared.vectors.dtype],
     }
     programs = padded // config.constants["BLOCK"] + 1
     launch(prepare_weights, (programs,), config, arguments, outputs=padded * config.constants["BLOCK"])
-    return prepared
 
 
 def _prepare_wide(*tensors: Tensor) -> None:

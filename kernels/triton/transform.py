@@ -98,7 +98,7 @@ from . import depthwise, finish, fused, joint, places, pointwise, wide, windows
 from .call import Call, Normed, Windowed
 from .configurations import Target
 from .launch import FUSED_CHANNELS, precision_of, target_of
-from .prepare import room
+from .prepare import prepare, room
 from .resample_dx import clip_gradient
 from .source import Source
 
@@ -143,8 +143,9 @@ def forward(
     memory = torch.empty(size, dtype=compute, device=out.device)
     call = Call.of(source, strength, weights, window, eps, target, memory, restore=restore)
     if fused.fits(call):
-        fused.windowed_tonality(call, out)
+        fused.windowed_tonality(call, weights, out, keep=keep)
     else:  # more channels or taps than one tile holds
+        prepare(weights, call.target, call.precision, call.prepared)
         z, _, moments = depthwise.recompute(call)
         wide.blend(call, wide.product(call, z), moments, out)
     return out, memory if keep else None
@@ -173,8 +174,9 @@ def backward(
     if grad_out.numel() == 0:
         inputs = (*inputs, strength, *weights)
         return tuple(places.zeros(v) if need else None for v, need in zip(inputs, needs, strict=True))
-    ready = memory is not None
-    call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, restore=restore, prepared=ready)
+    call = Call.of(source, strength, weights, grad_out.shape[3], eps, target, memory, restore=restore)
+    if memory is None:
+        prepare(weights, call.target, call.precision, call.prepared)
     if clips:
         wanted = Needs(call.passed if needs[0] else None, *needs[1:])
     else:
