@@ -51,7 +51,7 @@ def by_fours(row_ptr, BLOCK_C: tl.constexpr):
 def turned(a, BLOCK_C: tl.constexpr):
     """[BLOCK_C in, 4·BLOCK_C out] of the pointwise weight [out, in], both in the kernel's order."""
     GROUPS: tl.constexpr = BLOCK_C // 4
-    fives = tl.permute(tl.reshape(a, (4, GROUPS, 4, GROUPS, 4)), (4, 3, 0, 2, 1))
+    fives = tl.permute(tl.reshape(a, (4, GROUPS, 4, GROUPS, 4)), (3, 4, 0, 2, 1))
     return tl.reshape(fives, (BLOCK_C, 4 * BLOCK_C))
 
 
@@ -161,6 +161,7 @@ def windowed_tonality_forward(
             for k in tl.static_range(K):
                 taps = taps + (by_fours(vectors_ptr + (3 + k) * PADDED + n * BLOCK_C, BLOCK_C),)
             z = depthwise_folded(y, taps, K)
+            z = tl.reshape(tl.permute(tl.reshape(z, (BLOCK_T, 4, BLOCK_C // 4)), (0, 2, 1)), (BLOCK_T, BLOCK_C))
             z_hi, z_lo = split(z, PRECISION)
             if PREPARE:
                 hi, lo = weights[n]
