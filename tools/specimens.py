@@ -101,14 +101,15 @@ def _calls(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
 
     everything = (True,) * 10
 
-    def forward(source: Source, restore: bool) -> object:
-        return transform.forward(source, strength, weights, w, EPS, restore=restore)
+    def forward(source: Source, restore: bool, keep: bool = True) -> object:
+        return transform.forward(source, strength, weights, w, EPS, restore=restore, keep=keep)
 
     def backward(source: Source, needs: tuple[bool, ...], restore: bool) -> object:
         return transform.backward(grad, source, strength, weights, EPS, needs, restore=restore)
 
     return {
         "windowed_tonality forward": lambda: forward(windowed, False),
+        "composing windowed_tonality forward": lambda: forward(windowed, False, keep=False),
         "windowed_tonality backward": lambda: backward(windowed, everything, False),
         "tonality_blend forward": lambda: forward(blend, False),
         "tonality_blend backward": lambda: backward(blend, everything[:8], False),

@@ -48,7 +48,7 @@ def by_fours(row_ptr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def turned(a, BLOCK_C: tl.constexpr):
+def turned_weight(a, BLOCK_C: tl.constexpr):
     """[BLOCK_C in, 4·BLOCK_C out] of the pointwise weight [out, in], both in the kernel's order."""
     GROUPS: tl.constexpr = BLOCK_C // 4
     fives = tl.permute(tl.reshape(a, (4, GROUPS, 4, GROUPS, 4)), (3, 4, 0, 2, 1))
@@ -105,14 +105,6 @@ def windowed_tonality_forward(
     q = tl.arange(0, BLOCK_C)
     c = (q & (BLOCK_C // 4 - 1)) * 4 + q // (BLOCK_C // 4)
     out_c = tl.arange(0, PADDED)
-    wide_c = c.to(tl.int64)  # in 64 bits, constants in an offset become part of the load
-    if AHEAD < 4:
-        pair, t0, t, second = tile_frames(tl.program_id(0), j, OWN, HALO, JOINED)
-        frame_ptr, w0, w1 = place_joined(
-            source_ptr, start_ptr, ratio_ptr, pair, pairs, second, t0, t, T, stride_b, stride_p,
-            P, W, STRIDE_T, RESAMPLE, COMPUTE,
-        )  # fmt: skip
-        read = read_at(frame_ptr, wide_c, (t >= 0) & (t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
     weights = ()
     if PREPARE:
         last = tl.program_id(0) == tl.num_programs(0) - 1  # which often has a tile less to do
@@ -124,8 +116,16 @@ def windowed_tonality_forward(
             COMPUTE,
         )  # fmt: skip
         for n in tl.static_range(4):
-            hi = turned(operands[n][0], BLOCK_C)
-            weights = weights + ((hi, turned(operands[n][1], BLOCK_C) if PRECISION == "bf16x3" else hi),)
+            hi = turned_weight(operands[n][0], BLOCK_C)
+            weights = weights + ((hi, turned_weight(operands[n][1], BLOCK_C) if PRECISION == "bf16x3" else hi),)
+    wide_c = c.to(tl.int64)  # in 64 bits, constants in an offset become part of the load
+    if AHEAD < 4:
+        pair, t0, t, second = tile_frames(tl.program_id(0), j, OWN, HALO, JOINED)
+        frame_ptr, w0, w1 = place_joined(
+            source_ptr, start_ptr, ratio_ptr, pair, pairs, second, t0, t, T, stride_b, stride_p,
+            P, W, STRIDE_T, RESAMPLE, COMPUTE,
+        )  # fmt: skip
+        read = read_at(frame_ptr, wide_c, (t >= 0) & (t < W), C, PADDED, STRIDE_C, STRIDE_T, RESAMPLE)
     for tile_id in runtime_range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
         pair, t0, t, second = tile_frames(tile_id, j, OWN, HALO, JOINED)
         next_id = tl.minimum(tile_id + tl.num_programs(0), tiles - 1)
@@ -167,8 +167,8 @@ def windowed_tonality_forward(
                 hi, lo = weights[n]
             else:
                 offsets = out_c[:, None] * PADDED + (n * BLOCK_C + q)[None, :]  # [PADDED out, BLOCK_C in]
-                hi = turned(tl.load(hi_ptr + offsets), BLOCK_C)
-                lo = turned(tl.load(lo_ptr + offsets), BLOCK_C) if PRECISION == "bf16x3" else hi
+                hi = turned_weight(tl.load(hi_ptr + offsets), BLOCK_C)
+                lo = turned_weight(tl.load(lo_ptr + offsets), BLOCK_C) if PRECISION == "bf16x3" else hi
             u = multiply(z_hi, z_lo, hi, lo, u, PRECISION)
             ys = ys + (y,)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from window_cases import EPS, W, arguments, small_arguments, small_calls
 
 pytest.importorskip("triton")
+from interpreter_bf16 import corrected_arithmetic
 from started_kernels import STREAM, started
 
 from adaptive_window.kernels import ops, resample_windows, windowed_tonality
@@ -23,6 +24,8 @@ from adaptive_window.kernels.triton.backend import Calls
 from adaptive_window.kernels.triton.configurations import Target
 from adaptive_window.kernels.triton.launch import use_target
 from adaptive_window.kernels.triton.plan import ALIGNMENT, Plan
+from adaptive_window.kernels.triton.prepare import lay_out, prepare, room
+from adaptive_window.kernels.weights import Weights
 
 pytestmark = pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="starts kernels in the interpreter")
 FUNCTIONS = small_calls("triton")
@@ -178,6 +181,34 @@ def test_backward_takes_the_precision_of_its_forward() -> None:
         with use_target(Target(0, 3, then[1])):
             grads.append(torch.autograd.grad(out, leaves, torch.ones_like(out)))
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16x3"])
+@pytest.mark.parametrize("channels", [5, 64, 70])
+def test_forward_keeps_what_another_launch_would_prepare(channels: int, precision: str) -> None:
+    """One of its programs does, for the backward pass: the same numbers; sums of biases in another order."""
+    values = [v.float() for v in arguments(31, (3.3, 1.2), (1.1, 1.4), channels, 7)]
+    weights, target = Weights(*values[4:]), Target(0, 3, precision)
+
+    def alone(*twins: Tensor) -> list[Tensor]:
+        compute, size = room(Weights(*twins), precision)
+        memory = torch.empty(size, dtype=compute, device="meta")
+        prepare(Weights(*twins), target, precision, lay_out(memory, Weights(*twins), precision))
+        return [memory]
+
+    with use_target(target), corrected_arithmetic():
+        kept = Calls(WINDOWED_TONALITY, tuple(values), (W, EPS, None)).forward(values, True)[1]
+        (made,) = Plan(alone, list(weights)).interpret(list(weights))
+    assert kept is not None
+    assert made is not None
+    mine, others = (lay_out(memory, weights, precision) for memory in (kept.memory, made))
+    parts = [(mine.vectors[1:], others.vectors[1:]), *zip(mine.pointwise, others.pointwise, strict=True)]
+    for a, b in [*parts, *zip(mine.operand, others.operand, strict=True)]:
+        assert torch.equal(a, b)
+    terms = weights.pointwise_weight[..., 0] * weights.depthwise_bias
+    # of a sum of n terms: n rounding errors at most; so of the mean that is taken off
+    bound = 2 * (channels + 3) * 2.0**-24 * (terms.abs().sum(1) + weights.pointwise_bias.abs()).max()
+    assert (mine.bias - others.bias).abs().max() <= bound
 
 
 def test_signatures_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,17 +97,34 @@ _POSITIONS = [
 _TONALITY = [
     Mutant("convolution reversed", "depthwise", "j + (k - K // 2)", "j - (k - K // 2)"),
     Mutant("one tap short", "depthwise", "tl.static_range(K)", "tl.static_range(K - 1)"),
-    Mutant("weight not centred", "prepare_weights", "tl.sum(a, 0) / C", "tl.sum(a, 0) / PADDED"),
+    Mutant("weight not centred", "centred", "tl.sum(a, 0) / C", "tl.sum(a, 0) / PADDED"),
+    Mutant("padded weights not zero", "centred", "tl.where(mask, a - (tl.sum(a, 0) / C)[None, :], 0.0)", "a - 0.1"),
+    Mutant("depthwise bias not folded in", "store_vectors", "vectors[0] + shift", "vectors[0]"),
+    Mutant("within: depthwise bias of other channels", "prepare_within", "a * d[None, :]", "a"),
     Mutant(
-        "depthwise bias not folded in",
-        "prepare_weights",
-        ("tl.load(pointwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE) + tl.sum(whole * d[None, :], 1)"),
-        "tl.load(pointwise_bias_ptr + row, mask=real, other=0.0).to(COMPUTE)",
+        "within: the last channels' bias alone", "prepare_within", "shift += a * d[None, :]", "shift = a * d[None, :]"
     ),
+    Mutant(
+        "weight kept: zeros",
+        "store_operands",
+        "tl.store(hi_ptr + offsets, hi, mask=keep)",
+        "tl.store(hi_ptr + offsets, hi * 0, mask=keep)",
+    ),
+    Mutant("bias not centred", "store_vectors", "b - tl.sum(b, 0) / C", "b"),
+    Mutant("taps in the places of others", "store_vectors", "n * PADDED", "(n - n % 2) * PADDED"),
     Mutant("three products: one dropped", "multiply", "acc = tl.dot(a_lo, b_hi, acc)", "pass"),
 ]
 
 _FORWARD = [
+    Mutant("numbers by fours in their own order", "by_fours", "tl.trans(tl.load(row_ptr + four))", "tl.load(row_ptr + four)"),
+    Mutant("products in their own order", "turned_weight", "(3, 4, 0, 2, 1)", "(3, 4, 0, 1, 2)"),
+    Mutant(
+        "within: biases not kept",
+        "windowed_tonality_forward",
+        "tl.where(last, vectors_ptr, mine_ptr) if KEEP else mine_ptr",
+        "mine_ptr",
+    ),
+    Mutant("within: weight not kept", "windowed_tonality_forward", "last", "last & (tl.program_id(0) < 0)", count=2, nth=0),
     Mutant("tiles do not overlap", "tile_frames", "tile_id.to(tl.int64) * OWN", "tile_id.to(tl.int64) * (OWN + HALO)"),
     Mutant("second window as the first", "tile_frames", "t0 + j >= JOINED", "t0 + j < 0"),
     Mutant("second window begins early", "tile_frames", "t0 + j >= JOINED", "t0 + j >= JOINED - 4"),
@@ -360,9 +377,9 @@ _BACKWARD = [
     Mutant("in one, restored: du without spread", "joint_backward", "strength * spread", "strength + 0 * spread"),
     Mutant(
         "TF32's weight: the rest forgotten",
-        "prepare_weights",
-        "tl.store(half_lo_ptr + offsets, half_lo)",
-        "tl.store(half_lo_ptr + offsets, half_lo * 0)",
+        "store_operands",
+        "tl.store(half_lo_ptr + offsets, half_lo, mask=keep)",
+        "tl.store(half_lo_ptr + offsets, half_lo * 0, mask=keep)",
     ),
     Mutant(
         "weight gradient of the last tile alone",
