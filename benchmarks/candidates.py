@@ -12,7 +12,7 @@ def _c(num_warps: int, per_processor: int = 1, **constants: int) -> Configuratio
 
 
 def _forward() -> list[Configuration]:
-    """BLOCK_T, warps, programs a processor, weights prepared within, when the next tile is read and asked for (4: not)."""
+    """BLOCK_T, warps, programs a processor, weights prepared within, when the next tile is read, and asked for."""
     shapes = (
         (128, 8, 1, True, 0, 4), (128, 8, 1, True, 1, 4), (128, 8, 1, True, 2, 4), (128, 8, 1, True, 3, 4),
         (128, 8, 1, True, 4, 4), (128, 8, 1, False, 1, 4), (64, 4, 2, True, 1, 4),

@@ -60,7 +60,7 @@ def _c(num_warps: int, *, per_processor: int = 1, num_stages: int = 1, **constan
 def _forward(
     num_warps: int, frames: int, *, within: bool = True, ahead: int = 4, fetch: int = 4, per_processor: int = 1
 ) -> Configuration:
-    """Of `windowed_tonality_forward`: the weights prepared within, and what is read and asked for ahead (4: nothing)."""
+    """Of `windowed_tonality_forward`: weights prepared within, and what is read and asked for ahead (4: nothing)."""
     return _c(num_warps, per_processor=per_processor, BLOCK_T=frames, PREPARE=within, AHEAD=ahead, FETCH=fetch)
 
 

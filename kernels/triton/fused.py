@@ -3,14 +3,22 @@
 Reads the clip, writes the output, and nothing between touches memory. Up to 128 channels, padded to 64 or 128 and
 walked in four chunks, so that a tile's registers hold one chunk of the convolution beside the product's accumulator.
 
-One program walks tiles n, n + programs, ... of all windows: the pointwise weight then stays in shared memory. A tile is
-BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution. Windows stand in one row,
-JOINED − W ≥ K // 2 frames of padding after each, and a tile may hold the end of one and the beginning of the next: were
-each window a whole number of tiles, B = 32, P = 3 and W = 800 would give 672, six rounds of 132 programs. It gives 644.
+One program walks tiles n, n + programs, ... of all windows: the pointwise weight then stays in shared memory. It
+prepares it there itself where PREPARE, and the rest of the weights in memory of its own (`prepare_within`): a launch
+for that alone takes 4 us (measured), this 1 (predicted). What the backward pass wants of it, the last one keeps.
+
+A tile is BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution. Windows stand in
+one row, JOINED − W ≥ K // 2 frames of padding after each, and a tile may hold the end of one and the beginning of the
+next: were each window a whole number of tiles, B = 32, P = 3 and W = 800 would give 672, six rounds of 132 programs. It
+gives 644.
 
 Channels are read while those before them are convolved, and the next tile's first while this one is finished: before
 channels AHEAD·BLOCK_C are stored. 4: nothing is read ahead, which takes fewer registers. Before channels FETCH·BLOCK_C
 are convolved, the next tile's cache lines are asked for, by every fourth frame; 4: not at all.
+
+Channels stand in an order of the kernel's own: within a chunk, 0, 4, 8, ..., then 1, 5, 9, ... A warp holds all frames
+of every (BLOCK_C / 4)th, so that those of a thread are four neighbours, and taps, γ and β of these are one load, not
+four: 1.5 of 16.8 wavefronts an output.
 """
 
 import triton
@@ -49,7 +57,7 @@ def by_fours(row_ptr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def turned_weight(a, BLOCK_C: tl.constexpr):
-    """[BLOCK_C in, 4·BLOCK_C out] of the pointwise weight [out, in], both in the kernel's order."""
+    """[BLOCK_C in, 4·BLOCK_C out] of the pointwise weight [out, in], outputs in the kernel's order."""
     GROUPS: tl.constexpr = BLOCK_C // 4
     fives = tl.permute(tl.reshape(a, (4, GROUPS, 4, GROUPS, 4)), (3, 4, 0, 2, 1))
     return tl.reshape(fives, (BLOCK_C, 4 * BLOCK_C))
@@ -103,7 +111,7 @@ def windowed_tonality_forward(
     BLOCK_C: tl.constexpr = PADDED // 4
     j = tl.arange(0, BLOCK_T)
     q = tl.arange(0, BLOCK_C)
-    c = (q & (BLOCK_C // 4 - 1)) * 4 + q // (BLOCK_C // 4)
+    c = (q & (BLOCK_C // 4 - 1)) * 4 + q // (BLOCK_C // 4)  # of a chunk, in the kernel's order
     out_c = tl.arange(0, PADDED)
     weights = ()
     if PREPARE:
@@ -161,14 +169,15 @@ def windowed_tonality_forward(
             for k in tl.static_range(K):
                 taps = taps + (by_fours(vectors_ptr + (3 + k) * PADDED + n * BLOCK_C, BLOCK_C),)
             z = depthwise_folded(y, taps, K)
+            # inputs of the product in their own order, so that the weight's come by fours from its rows
             z = tl.reshape(tl.permute(tl.reshape(z, (BLOCK_T, 4, BLOCK_C // 4)), (0, 2, 1)), (BLOCK_T, BLOCK_C))
             z_hi, z_lo = split(z, PRECISION)
-            if PREPARE:
-                hi, lo = weights[n]
-            else:
+            if not PREPARE:
                 offsets = out_c[:, None] * PADDED + (n * BLOCK_C + q)[None, :]  # [PADDED out, BLOCK_C in]
                 hi = turned_weight(tl.load(hi_ptr + offsets), BLOCK_C)
                 lo = turned_weight(tl.load(lo_ptr + offsets), BLOCK_C) if PRECISION == "bf16x3" else hi
+            else:
+                hi, lo = weights[n]
             u = multiply(z_hi, z_lo, hi, lo, u, PRECISION)
             ys = ys + (y,)
 

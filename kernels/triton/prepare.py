@@ -155,9 +155,7 @@ def prepare_within(
     """
     BLOCK: tl.constexpr = PADDED // 4
     row = tl.arange(0, PADDED)
-    vectors = load_vectors(
-        depthwise_weight_ptr, pointwise_bias_ptr, norm_weight_ptr, norm_bias_ptr, row, C, K, COMPUTE
-    )
+    vectors = load_vectors(depthwise_weight_ptr, pointwise_bias_ptr, norm_weight_ptr, norm_bias_ptr, row, C, K, COMPUTE)
     given = ()
     for n in tl.static_range(4):  # all loads before the first sum
         column = n * BLOCK + tl.arange(0, BLOCK)
@@ -213,7 +211,7 @@ def lay_out(memory: Tensor, weights: Weights, precision: str) -> Prepared:
     operand = Split(hi, lo)
     if precision == "tf32" and channels <= FUSED_CHANNELS:
         operand = Split(*rest[padded**2 :].view(torch.bfloat16).view(2, padded, padded))
-    return Prepared(vectors, *vectors[:3], vectors[3:], Split(hi, lo), operand)
+    return Prepared(vectors, vectors[0], vectors[1], vectors[2], vectors[3:], Split(hi, lo), operand)
 
 
 def weight_arguments(weights: Weights, prepared: Prepared) -> dict[str, Tensor]:

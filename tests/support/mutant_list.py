@@ -116,7 +116,12 @@ _TONALITY = [
 ]
 
 _FORWARD = [
-    Mutant("numbers by fours in their own order", "by_fours", "tl.trans(tl.load(row_ptr + four))", "tl.load(row_ptr + four)"),
+    Mutant(
+        "numbers by fours in their own order",
+        "by_fours",
+        "tl.trans(tl.load(row_ptr + four))",
+        "tl.load(row_ptr + four)",
+    ),
     Mutant("products in their own order", "turned_weight", "(3, 4, 0, 2, 1)", "(3, 4, 0, 1, 2)"),
     Mutant(
         "within: biases not kept",
@@ -124,7 +129,9 @@ _FORWARD = [
         "tl.where(last, vectors_ptr, mine_ptr) if KEEP else mine_ptr",
         "mine_ptr",
     ),
-    Mutant("within: weight not kept", "windowed_tonality_forward", "last", "last & (tl.program_id(0) < 0)", count=2, nth=0),
+    Mutant(
+        "within: weight not kept", "windowed_tonality_forward", "last", "last & (tl.program_id(0) < 0)", count=2, nth=0
+    ),
     Mutant("tiles do not overlap", "tile_frames", "tile_id.to(tl.int64) * OWN", "tile_id.to(tl.int64) * (OWN + HALO)"),
     Mutant("second window as the first", "tile_frames", "t0 + j >= JOINED", "t0 + j < 0"),
     Mutant("second window begins early", "tile_frames", "t0 + j >= JOINED", "t0 + j >= JOINED - 4"),
