@@ -17,6 +17,10 @@ from .dropout import Dropout, is_plain_dropout
 from .plain import is_plain
 
 
+def compiles_for_cuda(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and x.device.type == "cuda"
+
+
 class SelfAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention`, batch first, whose self-attention without masks is `attention`, lean on CPUs.
 
@@ -35,7 +39,8 @@ class SelfAttention(nn.MultiheadAttention):
             return super().forward(query, key, value, *args, **options)
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key is value:
-            parts = F.linear(query, weight, bias).chunk(3, dim=2)
+            rows = query.flatten(0, 1) if compiles_for_cuda(query) else query
+            parts = F.linear(rows, weight, bias).view(*query.shape[:2], -1).chunk(3, dim=2)
         else:  # a full backward hook makes three tensors of the one
             parts = tuple(map(F.linear, (query, key, value), weight.chunk(3), bias.chunk(3)))
         return self.attended(*parts), None
@@ -79,8 +84,13 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         if src_mask is not None or src_key_padding_mask is not None or is_causal:
             raise ValueError("EncoderLayer takes no masks: src_mask, src_key_padding_mask must be None")
         attended = self.self_attn(src, src, src, need_weights=False)[0]
-        x = self.norm1(src + self.dropout1(attended))
-        return self.norm2(x + self._ff_block(x))
+        rows, attended = (t.flatten(0, 1) for t in (src, attended)) if self._by_rows(src) else (src, attended)
+        x = self.norm1(rows + self.dropout1(attended))
+        return self.norm2(x + self._ff_block(x)).view(src.shape)
+
+    def _by_rows(self, src: Tensor) -> bool:
+        """Whether all behind attention goes through `[N·S, d_model]`."""
+        return compiles_for_cuda(src) and src.dim() == 3 and self.is_lean()
 
     def is_lean(self) -> bool:
         """Whether `lean_forward` may stand for the layer: all that it does not call is as it was built."""
