@@ -52,8 +52,8 @@ def _is_normalized(node: fx.Node) -> bool:
     value = _value(node)
     if node.target != aten.mul.Tensor or value is None or not value.is_floating_point():
         return False
-    roots = [one for one in node.all_input_nodes if one.target == aten.rsqrt.default]
-    return any(_value(one).numel() * value.shape[-1] == value.numel() > _value(one).numel() for one in roots)
+    roots = [_value(one) for one in node.all_input_nodes if one.target == aten.rsqrt.default]
+    return any(r is not None and r.numel() * value.shape[-1] == value.numel() > r.numel() for r in roots)
 
 
 def policy(node: fx.Node, weights: frozenset[fx.Node] = frozenset()) -> CheckpointPolicy | None:
@@ -102,15 +102,14 @@ def lean_options(device: str = "cuda") -> dict[str, Any]:
 
     realize_opcount_threshold      a mask's hash is more operations than it puts into one kernel with what uses them;
                                    written out, it would be four bytes an element
-    triton.mix_order_reduction     one kernel for LayerNorm's gradients of input and weights, laid out as `choices` has
-                                   it; without that layout two kernels are quicker
+    triton.mix_order_reduction,    one kernel for LayerNorm's gradients of input and weights, and one for many casts, as
+    combo_kernels                  `choices` lays them out; laid out otherwise, two kernels for LayerNorm's are quicker
     allow_buffer_reuse             CUDA's allocator gives a freed block to what comes next; TorchInductor holds it for
                                    the next tensor of that size (on CPUs new memory costs time: there it may)
     """
     options = {
         "realize_opcount_threshold": 100,
-        "triton.mix_order_reduction": choices.choose(),
-        "triton.mix_order_reduction_split_size": choices.SPLIT,
+        **(choices.OPTIONS if choices.choose() else {"triton.mix_order_reduction": False}),
         "allow_buffer_reuse": device != "cuda",
     }
     known = torch._inductor.list_options()

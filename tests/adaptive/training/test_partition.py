@@ -15,10 +15,13 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import CheckpointPolicy
 
 from adaptive_window import AdaptiveWindowCreativeAgent
 from adaptive_window.model import dropout
-from adaptive_window.training.partition import Lean, lean_options
+from adaptive_window.training import choices
+from adaptive_window.training.partition import Lean, lean_options, policy
 
 # parts of the names of operators that are neither repeated nor drawn anew
 DEAR = ("mm", "addmm", "bmm", "convolution", "attention", "windowed_tonality", "rand", "bernoulli", "draw_mask")
@@ -92,10 +95,24 @@ def test_what_is_kept_can_be_counted_by_hand() -> None:
 
 def test_torchinductor_knows_every_option() -> None:
     """Where it does not, the option is left out, and what it was for is lost."""
-    options = {"custom_partitioner_fn", "realize_opcount_threshold", "triton.mix_order_reduction", "allow_buffer_reuse"}
+    options = {"custom_partitioner_fn", "realize_opcount_threshold", "allow_buffer_reuse"} | choices.OPTIONS.keys()
     assert lean_options("cuda").keys() == lean_options("cpu").keys() == options
     assert not lean_options("cuda")["allow_buffer_reuse"]
     assert lean_options("cpu")["allow_buffer_reuse"]
+
+
+def test_layernorms_normalized_input_is_kept_by_rule() -> None:
+    """What came before it may be as near to the backward pass, and a view tips the balance; BatchNorm's is cheap."""
+    norms: list[Callable[..., Tensor]] = [
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b),
+        lambda x, w, b: F.batch_norm(x.transpose(1, 2), None, None, w, b, training=True),
+    ]
+    kept = []
+    for norm in norms:
+        graph = make_fx(norm, select_decomp_table(), tracing_mode="fake")(torch.randn(6, 4, 8), *torch.ones(2, 8)).graph
+        chosen = [node for node in graph.nodes if policy(node) == CheckpointPolicy.MUST_SAVE]
+        kept.append([tuple(node.meta["val"].shape) for node in chosen])
+    assert kept == [[(6, 4, 8)], []]
 
 
 @pytest.mark.proof
