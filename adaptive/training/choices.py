@@ -21,7 +21,7 @@ import torch._inductor.config
 from torch._inductor.choices import InductorChoices
 from torch._inductor.codegen.triton import FixedTritonConfig
 from torch._inductor.custom_graph_pass import get_hash_for_files
-from torch._inductor.scheduler import ForeachKernelSchedulerNode, FusedSchedulerNode, OutputNode, SchedulerNode
+from torch._inductor.scheduler import ForeachKernelSchedulerNode, FusedSchedulerNode, SchedulerNode
 from torch._inductor.virtualized import V
 
 SPLIT = 80  # rows of a program: 960 programs at 96 windows of 800 frames, which an H100 (132 x 8) runs all at once
@@ -76,31 +76,21 @@ def _is_first(node: Any) -> bool:
     return not node.ancestors
 
 
-def _is_last(node: Any) -> bool:
-    """Whether nothing of the graph needs what it makes."""
-    own = node.get_operation_names()
-    users = [user for made in node.get_outputs() for user in made.users]
-    return all(isinstance(user.node, OutputNode) or user.get_name() in own for user in users)
-
-
 def grouped(scheduler: Any) -> Any:
     """Lists of nodes, none of which needs another of its list; each list becomes one kernel.
 
-    TorchInductor's lists are of nodes that are equally deep in the graph. Of these the small ones stay. Those that need
-    nothing of the graph, such as a weight's cast, and those that nothing else needs, such as a gradient's, are taken
-    together at any depth: no cycle can come of it.
+    TorchInductor's lists are of up to 8 nodes that are equally deep in the graph, and of these the small ones stay.
+    Those that need nothing of the graph, such as a weight's cast, become lists of their own. Of what nothing else needs,
+    such as a gradient's cast, there are no longer lists: the backward pass would be reordered around them, and the most
+    that is allocated rises (by 0.2 GiB at B = 32).
     """
     groups = _torchs(scheduler)
     if not _wanted():
         return groups
-    found: list[list[Any]] = []
-    first, last = [], []
-    for group in groups:
-        small = [node for node in group if _is_small(node)]
-        last += [node for node in small if _is_last(node)]
-        first += [node for node in small if _is_first(node) and not _is_last(node)]
-        found.append([node for node in small if not _is_first(node) and not _is_last(node)])
-    return found + [ends[i : i + TOGETHER] for ends in (first, last) for i in range(0, len(ends), TOGETHER)]
+    small = [[node for node in group if _is_small(node)] for group in groups]
+    first = [node for group in small for node in group if _is_first(node)]
+    others = [[node for node in group if not _is_first(node)] for group in small]
+    return [*others, *(first[start : start + TOGETHER] for start in range(0, len(first), TOGETHER))]
 
 
 def choose() -> bool:
