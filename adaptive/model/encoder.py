@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from . import lean
 from .attention import attention
 from .dropout import Dropout, is_plain_dropout
+from .gelu import gelu
 from .plain import is_plain
 
 
@@ -84,13 +85,19 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         if src_mask is not None or src_key_padding_mask is not None or is_causal:
             raise ValueError("EncoderLayer takes no masks: src_mask, src_key_padding_mask must be None")
         attended = self.self_attn(src, src, src, need_weights=False)[0]
-        rows, attended = (t.flatten(0, 1) for t in (src, attended)) if self._by_rows(src) else (src, attended)
-        x = self.norm1(rows + self.dropout1(attended))
-        return self.norm2(x + self._ff_block(x)).view(src.shape)
+        if compiles_for_cuda(src) and src.dim() == 3 and self.is_lean():
+            return self._by_rows(src.flatten(0, 1), attended.flatten(0, 1)).view(src.shape)
+        x = self.norm1(src + self.dropout1(attended))
+        return self.norm2(x + self._ff_block(x))
 
-    def _by_rows(self, src: Tensor) -> bool:
-        """Whether all behind attention goes through `[N·S, d_model]`."""
-        return compiles_for_cuda(src) and src.dim() == 3 and self.is_lean()
+    def _by_rows(self, src: Tensor, attended: Tensor) -> Tensor:
+        """What comes behind attention, `[N·S, d_model]` throughout.
+
+        TorchInductor goes through a tensor as it is shaped. What is shaped alike (dropout, the sum, LayerNorm and its
+        cast for the next product, and all their gradients) it can do in one kernel.
+        """
+        x = self.norm1(src + self.dropout1(attended))
+        return self.norm2(x + self.dropout2(self.linear2(self.dropout(gelu(self.linear1(x))))))
 
     def is_lean(self) -> bool:
         """Whether `lean_forward` may stand for the layer: all that it does not call is as it was built."""
