@@ -80,9 +80,9 @@ def grouped(scheduler: Any) -> Any:
     """Lists of nodes, none of which needs another of its list; each list becomes one kernel.
 
     TorchInductor's lists are of up to 8 nodes that are equally deep in the graph, and of these the small ones stay.
-    Those that need nothing of the graph, such as a weight's cast, become lists of their own. Of what nothing else needs,
-    such as a gradient's cast, there are no longer lists: the backward pass would be reordered around them, and the most
-    that is allocated rises (by 0.2 GiB at B = 32).
+    Those that need nothing of the graph, such as a weight's cast, become lists of their own. Those that nothing else
+    needs, such as a gradient's cast, do not: the backward pass would be reordered around longer lists, and the most that
+    is allocated rises (by 0.2 GiB at B = 32).
     """
     groups = _torchs(scheduler)
     if not _wanted():

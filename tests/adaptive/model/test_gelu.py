@@ -48,7 +48,7 @@ def test_gelu_and_its_gradient(dtype: torch.dtype) -> None:
     unit = EPS if dtype == torch.float32 else 2.0**-8
     size = wide.detach().abs()
     assert ((out.double() - expected).abs() <= size * CDF + 2 * unit * expected.abs() + 1e-37).all()
-    # Φ + xφ: the power's argument x²·log₂e/2 rounds twice, an error of x³φ(x), at most 0.47, times 2·EPS; φ and the sums
+    # Φ + xφ: the power's argument x²·log₂e/2 rounds twice, an error of x³φ(x) ≤ 0.47 times 2·EPS; φ and the sums
     bound = CDF + (2 * 0.47 + 3 * 1.13) * EPS
     assert ((by_x.double() - by_wide).abs() <= grad.double().abs() * bound + 2 * unit * by_wide.abs() + 1e-37).all()
 
