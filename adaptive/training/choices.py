@@ -81,8 +81,8 @@ def grouped(scheduler: Any) -> Any:
 
     TorchInductor's lists are of up to 8 nodes that are equally deep in the graph, and of these the small ones stay.
     Those that need nothing of the graph, such as a weight's cast, become lists of their own. Those that nothing else
-    needs, such as a gradient's cast, do not: the backward pass would be reordered around longer lists, and the most that
-    is allocated rises (by 0.2 GiB at B = 32).
+    needs, such as a gradient's cast, do not: the backward pass would be reordered around such lists, and the most
+    that is allocated rises (by 0.2 GiB at B = 32).
     """
     groups = _torchs(scheduler)
     if not _wanted():
