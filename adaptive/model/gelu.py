@@ -42,19 +42,26 @@ def normal_cdf(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1 - below, below)
 
 
+def _value(x: Tensor) -> Tensor:
+    return x * normal_cdf(x)
+
+
+def _slope(x: Tensor) -> Tensor:
+    return normal_cdf(x) + x * (torch.exp2(x * x * -HALF_LOG2_E) * INVERSE_ROOT)
+
+
 class _Gelu(torch.autograd.Function):
+    """Nothing is cast to what it is: torch 2.11's Dynamo then loses the gradient of a function's output."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        wide = x.float()
-        return (wide * normal_cdf(wide)).to(x.dtype)
+        return _value(x) if x.dtype == torch.float32 else _value(x.float()).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        wide = x.float()
-        density = torch.exp2(wide * wide * -HALF_LOG2_E) * INVERSE_ROOT
-        return (grad.float() * (normal_cdf(wide) + wide * density)).to(x.dtype)
+        return grad * _slope(x) if x.dtype == torch.float32 else (grad.float() * _slope(x.float())).to(x.dtype)
 
 
 def gelu(x: Tensor) -> Tensor:

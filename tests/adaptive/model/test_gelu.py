@@ -56,3 +56,17 @@ def test_gelu_and_its_gradient(dtype: torch.dtype) -> None:
 def test_float64_is_pytorchs() -> None:
     x = torch.randn(100, dtype=torch.float64)
     assert torch.equal(gelu(x), F.gelu(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_traced_it_is_the_same(dtype: torch.dtype) -> None:
+    """To the bit, gradient and all, from one of the graph's own tensors, as in a layer."""
+    x = torch.randn(5, 8, dtype=dtype, requires_grad=True)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return gelu(x * 2).sin().sum()
+
+    traced = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    (one,), (other,) = (torch.autograd.grad(call(x), x) for call in (loss, traced))
+    assert torch.equal(one, other)
+    assert float(one.abs().max()) > 0

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from adaptive_window import AdaptiveWindowCreativeAgent
-from adaptive_window.model import dropout
+from adaptive_window.model import dropout, encoder
 from adaptive_window.training import choices
 from adaptive_window.training.partition import Lean, lean_options, policy
 
@@ -115,9 +115,32 @@ def test_layernorms_normalized_input_is_kept_by_rule() -> None:
     assert kept == [[(6, 4, 8)], []]
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_an_encoder_as_for_cuda_is_the_eager_one(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
+) -> None:
+    """By rows and with GELU of its own, some twenty roundings deep, relative to each gradient's largest element."""
+    monkeypatch.setattr(encoder, "compiles_for_cuda", lambda x: torch.compiler.is_compiling())
+    torch.manual_seed(0)
+    net, x = encoder.Encoder(32, 2, 64, 2, 0.0).to(dtype), torch.randn(3, 20, 32, dtype=dtype)
+
+    def loss(x: Tensor) -> Tensor:
+        return net(x).sin().sum()
+
+    cut = Cut(loss, Lean())
+    found = []
+    for call in (loss, cut.loss):
+        found.append(torch.autograd.grad(call(x), list(net.parameters())))
+    assert ("exp2" in str(cut.backward.graph)) == (dtype == torch.float32)
+    largest = max(float(g.abs().max()) for g in found[0])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) < tolerance * largest
+
+
 @pytest.mark.proof
 def test_of_an_agent_same_bits_fewer_bytes_and_nothing_dear_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dropout, "is_hashed", lambda x: torch.compiler.is_compiling())
+    for module, name in ((dropout, "is_hashed"), (encoder, "compiles_for_cuda")):
+        monkeypatch.setattr(module, name, lambda x: torch.compiler.is_compiling())
     sizes = {"num_pairs": 2, "window_frames": 48, "component_dim": 4, "composer_dim": 64, "composer_layers": 2}
     x, y = torch.randn(2, 2, 16, 64, dtype=torch.float64)
     found = {}
