@@ -53,10 +53,15 @@ def _slope(x: Tensor) -> Tensor:
 class _Gelu(torch.autograd.Function):
     """Nothing is cast to what it is: torch 2.11's Dynamo then loses the gradient of a function's output."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(x: Tensor) -> Tensor:
         return _value(x) if x.dtype == torch.float32 else _value(x.float()).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -70,3 +70,11 @@ def test_traced_it_is_the_same(dtype: torch.dtype) -> None:
     (one,), (other,) = (torch.autograd.grad(call(x), x) for call in (loss, traced))
     assert torch.equal(one, other)
     assert float(one.abs().max()) > 0
+
+
+def test_transforms_see_through() -> None:
+    x = torch.randn(7, 3)
+    grads = torch.func.vmap(torch.func.grad(lambda row: gelu(row).sum()))(x)
+    torch.testing.assert_close(grads, torch.func.grad(lambda every: F.gelu(every).sum())(x))
+    traced = torch.compile(torch.func.grad(lambda every: gelu(every).sum()), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(traced(x), grads)
