@@ -4,9 +4,9 @@ A mask of bytes costs a quarter of the float32 tensor that it is for, and the co
 the first draw takes numbers from PyTorch's default generator, so seeds, checkpointed generator states and
 `torch.utils.checkpoint` work as with PyTorch's own dropout.
 
-In a compiled graph on CUDA the mask is a hash of each element's place and two seeds (`hashed_mask`), which costs a
-handful of integer operations where it is used, forward and backward, and no memory. TorchInductor's own draw computes
-four Philox numbers of ten rounds for each element and uses one: more arithmetic than a GELU, twice a step.
+In a compiled graph on CUDA the mask is a hash of each pair of elements' place and two seeds (`hashed_mask`), which
+costs a handful of integer operations where it is used, forward and backward, and no memory. TorchInductor's own draw
+computes four Philox numbers of ten rounds for each element and uses one: more arithmetic than a GELU, twice a step.
 """
 
 from __future__ import annotations
