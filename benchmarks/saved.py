@@ -162,6 +162,7 @@ def compiled(agent: nn.Module, batch: int, frames: int, keep: str, depth: int = 
         mock.patch.object(encoder, "attention", attend),
         mock.patch.object(dropout, "is_hashed", yes),
         mock.patch.object(convolution, "channels_together", yes),
+        mock.patch.object(encoder, "compiles_for_cuda", yes),
         contextlib.suppress(_Cut, torch._dynamo.exc.BackendCompilerFailed),
     ):
         torch.compile(loss, backend=backend, fullgraph=True, dynamic=False)(x, y)

@@ -4,9 +4,9 @@ A mask of bytes costs a quarter of the float32 tensor that it is for, and the co
 the first draw takes numbers from PyTorch's default generator, so seeds, checkpointed generator states and
 `torch.utils.checkpoint` work as with PyTorch's own dropout.
 
-In a compiled graph on CUDA the mask is a hash of each element's place and two seeds (`hashed_mask`), which costs a
-handful of integer operations where it is used, forward and backward, and no memory. TorchInductor's own draw computes
-four Philox numbers of ten rounds for each element and uses one: more arithmetic than a GELU, twice a step.
+In a compiled graph on CUDA the mask is a hash of each pair of elements' place and two seeds (`hashed_mask`), which
+costs a handful of integer operations where it is used, forward and backward, and no memory. TorchInductor's own draw
+computes four Philox numbers of ten rounds for each element and uses one: more arithmetic than a GELU, twice a step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .plain import is_plain
 
-LEVELS = 2**16  # dropout probabilities on CPUs are rounded to multiples of 1/LEVELS
+LEVELS = 2**16  # dropout probabilities are rounded to multiples of 1/LEVELS
 BLOCK = 2**18  # draws at a time: their random numbers stay in the cache
 torch.library.define("adaptive_window::seeded_mask", "(Tensor like, Tensor seed, int zeros) -> Tensor")
 seeded_mask = torch.ops.adaptive_window.seeded_mask.default
@@ -95,7 +95,7 @@ def _bernoulli(x: Tensor, probability: float, generator: torch.Generator | None)
     return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - probability, generator=generator)
 
 
-HASHED = 2**31  # dropout probabilities of `hashed_mask` are rounded to multiples of 1/HASHED
+HASHED = 2**31  # elements of the largest tensor whose mask is a hash
 _FACTORS = (0x7FEB352D, 0x846CA68B - 2**32)
 
 
@@ -113,18 +113,24 @@ def _mixed(h: Tensor) -> Tensor:
 def hashed_mask(x: Tensor, seeds: Tensor, probability: float) -> Tensor:
     """For x of fewer than 2³¹ elements a bool tensor of its shape: False with the probability, a function of the seeds.
 
-    seeds: `[2]`, int32.
+    Two neighbours share a hash, of which each takes 16 bits; since `_mixed` is a bijection, the two are independent. A
+    thread of TorchInductor's kernels has a few neighbours, and the compiler finds that they ask for the same hash.
+
+    Args:
+        x: of any shape.
+        seeds: `[2]`, int32.
+        probability: rounded to a multiple of 1/LEVELS.
     """
     place = torch.arange(x.numel(), device=x.device, dtype=torch.int32)
-    drawn = _mixed(_mixed(place ^ seeds[0]) + seeds[1]) & (HASHED - 1)
-    return (drawn >= round(probability * HASHED)).view(x.shape)
+    drawn = _mixed(_mixed((place >> 1) ^ seeds[0]) + seeds[1]) >> ((place & 1) << 4)
+    return ((drawn & (LEVELS - 1)) >= _zeros(probability)).view(x.shape)
 
 
 def hashed_dropout(x: Tensor, probability: float) -> Tensor:
     """Dropout by `hashed_mask`, with seeds from PyTorch's default generator; 0 < probability < 1."""
     seeds = torch.randint(HASHED - 1, (2,), device=x.device, dtype=torch.int32)
-    kept = round(HASHED * (1 - probability)) / HASHED
-    return x * hashed_mask(x, seeds, probability) * (1 / kept)
+    factor = LEVELS / (LEVELS - _zeros(probability))  # exact for the rounded probability: the mean is unbiased
+    return x * hashed_mask(x, seeds, probability) * factor
 
 
 def is_hashed(x: Tensor) -> bool:

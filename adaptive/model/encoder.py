@@ -14,7 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from . import lean
 from .attention import attention
 from .dropout import Dropout, is_plain_dropout
+from .gelu import gelu
 from .plain import is_plain
+
+
+def compiles_for_cuda(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and x.device.type == "cuda"
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -35,7 +40,8 @@ class SelfAttention(nn.MultiheadAttention):
             return super().forward(query, key, value, *args, **options)
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key is value:
-            parts = F.linear(query, weight, bias).chunk(3, dim=2)
+            rows = query.flatten(0, 1) if compiles_for_cuda(query) else query
+            parts = F.linear(rows, weight, bias).view(*query.shape[:2], -1).chunk(3, dim=2)
         else:  # a full backward hook makes three tensors of the one
             parts = tuple(map(F.linear, (query, key, value), weight.chunk(3), bias.chunk(3)))
         return self.attended(*parts), None
@@ -79,8 +85,19 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         if src_mask is not None or src_key_padding_mask is not None or is_causal:
             raise ValueError("EncoderLayer takes no masks: src_mask, src_key_padding_mask must be None")
         attended = self.self_attn(src, src, src, need_weights=False)[0]
+        if compiles_for_cuda(src) and src.dim() == 3 and self.is_lean():
+            return self._by_rows(src.flatten(0, 1), attended.flatten(0, 1)).view(src.shape)
         x = self.norm1(src + self.dropout1(attended))
         return self.norm2(x + self._ff_block(x))
+
+    def _by_rows(self, src: Tensor, attended: Tensor) -> Tensor:
+        """What comes behind attention, `[N·S, d_model]` throughout.
+
+        TorchInductor goes through a tensor as it is shaped. What is shaped alike (dropout, the sum, LayerNorm and its
+        cast for the next product, and all their gradients) it can do in one kernel.
+        """
+        x = self.norm1(src + self.dropout1(attended))
+        return self.norm2(x + self.dropout2(self.linear2(self.dropout(gelu(self.linear1(x))))))
 
     def is_lean(self) -> bool:
         """Whether `lean_forward` may stand for the layer: all that it does not call is as it was built."""

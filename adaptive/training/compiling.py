@@ -7,6 +7,8 @@ TorchInductor compiles:
     agent               else; the losses stay eager
     nothing             with `--compile off`, or where the compiler fails: `auto` says why and goes on eagerly
 
+Where it fails with `keep` "little", it is first asked again without all that this adds (`partition`, `choices`).
+
 Everything is compiled without a graph break and for one shape: batches of a run are equally large, and evaluation runs
 the agent itself, eagerly. On CUDA, in one process, the compiled parts are replayed as CUDA graphs. With `keep` "little"
 the backward pass computes cheap things again (`partition`), with "all" it has what PyTorch's partition keeps for it.
@@ -107,6 +109,8 @@ class Forward:
     def settle(self, error: Exception | None = None) -> None:
         """After the first step, which took or raised `error`: says what was compiled, or why it was not.
 
+        Where `first` is still true then, that step is to be tried again.
+
         Raises:
             CompileError: it was not, and `--compile on` asked for it.
         """
@@ -118,6 +122,12 @@ class Forward:
         self._compiled, compiled, self.mode = None, self.mode, EAGER
         reason = str(error).strip().splitlines() or [""]
         message = f"compiling the {compiled} failed after {seconds:.0f} s ({type(error).__name__}: {reason[0][:300]})"
+        if self.keep == "little":
+            note(f"{message}: trying with --keep all, PyTorch's own way")
+            self.keep = "all"
+            torch.compiler.reset()
+            self._prepare()
+            return
         if self.must:
             raise CompileError(f"--compile on: {message}; --compile off trains without") from error
         note(f"{message}: going on eagerly, in about twice the time")

@@ -29,6 +29,8 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.custom_graph_pass import CustomPartitionerFn, get_hash_for_files
 from torch.utils.checkpoint import CheckpointPolicy
 
+from . import choices
+
 aten, prims = torch.ops.aten, torch.ops.prims
 CASTS = (prims.convert_element_type.default, aten._to_copy.default)
 VIEWS = (aten.view.default, aten.expand.default, aten.unsqueeze.default, prims.iota.default)  # and what counts places
@@ -45,6 +47,15 @@ def _is_whole(node: fx.Node) -> bool:
     return value is not None and not value.is_floating_point() and not value.is_complex()
 
 
+def _is_normalized(node: fx.Node) -> bool:
+    """Whether it is LayerNorm's input over its deviation: a product by a root for each row."""
+    value = _value(node)
+    if node.target != aten.mul.Tensor or value is None or not value.is_floating_point():
+        return False
+    roots = [_value(one) for one in node.all_input_nodes if one.target == aten.rsqrt.default]
+    return any(r is not None and r.numel() * value.shape[-1] == value.numel() > r.numel() for r in roots)
+
+
 def policy(node: fx.Node, weights: frozenset[fx.Node] = frozenset()) -> CheckpointPolicy | None:
     """What becomes of a node of the joint graph whatever PyTorch's partition says; None leaves it to that.
 
@@ -59,6 +70,8 @@ def policy(node: fx.Node, weights: frozenset[fx.Node] = frozenset()) -> Checkpoi
             return CheckpointPolicy.MUST_SAVE
         wider = source is not None and source.dtype.itemsize < value.dtype.itemsize
         return CheckpointPolicy.PREFER_RECOMPUTE if wider or node.args[0].op == "placeholder" else None
+    if _is_normalized(node):
+        return CheckpointPolicy.MUST_SAVE
     elementwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in VIEWS
     whole = elementwise and value.numel() > 1 and all(_is_whole(one) for one in (node, *node.all_input_nodes))
     return CheckpointPolicy.PREFER_RECOMPUTE if whole else None
@@ -70,6 +83,7 @@ class Lean(CustomPartitionerFn):
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        choices.choose()  # in the thread that compiles
         inputs = gm.graph.find_nodes(op="placeholder")
         weights = frozenset(inputs[i] for i in kwargs.get("static_lifetime_input_indices") or ())
         for node in gm.graph.nodes:
@@ -80,7 +94,7 @@ class Lean(CustomPartitionerFn):
             return min_cut_rematerialization_partition(gm, joint_inputs, **{"compiler": "inductor", **kwargs})
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, choices.__file__))
 
 
 def lean_options(device: str = "cuda") -> dict[str, Any]:
@@ -88,14 +102,14 @@ def lean_options(device: str = "cuda") -> dict[str, Any]:
 
     realize_opcount_threshold      a mask's hash is more operations than it puts into one kernel with what uses them;
                                    written out, it would be four bytes an element
-    triton.mix_order_reduction     one kernel for LayerNorm's gradients of input and weights sums over rows in shared
-                                   memory, which is what it waits for: 480 us on an H100 where its bytes take 225
+    triton.mix_order_reduction,    one kernel for LayerNorm's gradients of input and weights, and one for many casts, as
+    combo_kernels                  `choices` lays them out; laid out otherwise, two kernels for LayerNorm's are quicker
     allow_buffer_reuse             CUDA's allocator gives a freed block to what comes next; TorchInductor holds it for
                                    the next tensor of that size (on CPUs new memory costs time: there it may)
     """
     options = {
         "realize_opcount_threshold": 100,
-        "triton.mix_order_reduction": False,
+        **(choices.OPTIONS if choices.choose() else {"triton.mix_order_reduction": False}),
         "allow_buffer_reuse": device != "cuda",
     }
     known = torch._inductor.list_options()

@@ -178,19 +178,21 @@ class Stepper:
 
         compare = self.device.type == "cpu"  # where it is not known to gain
         eager = timed(self.compute.eagerly)[1] if compare else None
-        self.compute.begin()
-        try:
-            found, seconds = timed(self.compute)
-            if compare:
+        while self.compute.first:
+            self.compute.begin()
+            try:
                 found, seconds = timed(self.compute)
-        except Exception as error:  # whatever a compiler raises
-            self.compute.settle(error)
-            return timed(self.compute)[0]
-        self.compute.settle()
-        if eager is not None:
-            gain = "gains" if seconds < 0.97 * eager else "gains nothing, --compile off does as well"
-            note(f"on this CPU a compiled step takes {seconds:.2f} s, an eager one {eager:.2f}: compiling {gain}")
-        return found
+                if compare:
+                    found, seconds = timed(self.compute)
+            except Exception as error:  # whatever a compiler raises
+                self.compute.settle(error)
+                continue
+            self.compute.settle()
+            if eager is not None:
+                gain = "gains" if seconds < 0.97 * eager else "gains nothing, --compile off does as well"
+                note(f"on this CPU a compiled step takes {seconds:.2f} s, an eager one {eager:.2f}: compiling {gain}")
+            return found
+        return timed(self.compute)[0]
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         wanted = self.config.precision

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptive_window import CompositionalCreativeAgent
+from adaptive_window.model import encoder
 from adaptive_window.model.attention import LEVELS, attention, draw_mask, masked_attention
 from adaptive_window.model.composer import COMPONENTS, MultiScaleExtractor, agent_loss, novelty_terms
 from adaptive_window.model.encoder import EncoderLayer
@@ -254,6 +255,28 @@ def test_encoder_is_pytorchs() -> None:
     torch.testing.assert_close(ours(x), plain(x))
     with pytest.raises(ValueError, match="no masks"):
         ours(x, mask=torch.zeros(20, 20))
+
+
+def test_encoder_by_rows_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled for CUDA, but for layers in which somebody has replaced something."""
+    layer, x = EncoderLayer(16, 2, 64, 0.3), torch.randn(3, 20, 16)
+    shapes: list[torch.Size] = []
+    expected = []
+    for by_rows in (False, True):
+        if by_rows:
+            monkeypatch.setattr(encoder, "compiles_for_cuda", lambda x: True)
+            layer.linear2.register_forward_hook(lambda _, args, out: shapes.append(out.shape))
+            layer.eval()
+            out = layer(x)
+            assert shapes.pop() == (3, 20, 16)  # hooked
+            layer.linear2._forward_hooks.clear()
+            layer.train()
+        torch.manual_seed(0)
+        out = layer(x)
+        assert out.shape == x.shape
+        expected.append([out.detach(), *torch.autograd.grad(out.square().sum(), list(layer.parameters()))])
+    for one, other in zip(*expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_encoder_layer_in_bfloat16() -> None:

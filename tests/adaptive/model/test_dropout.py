@@ -31,10 +31,37 @@ def test_masks_are_as_good_as_random(probability: float) -> None:
         flat = centred.flatten()
         for apart in (1, 2, 3, 4, 32, 512, 1024, 2048, 65536):
             assert abs(float((flat[apart:] * flat[:-apart]).mean())) < 5 / (flat.numel() - apart) ** 0.5, apart
+        pairs = flat.view(-1, 2)  # which share a hash
+        for product in (pairs[:, 0] * pairs[:, 1], pairs[1:, 0] * pairs[:-1, 1], pairs[1:, 1] * pairs[:-1, 1]):
+            assert abs(float(product.mean())) < 5 / product.numel() ** 0.5
     for one in range(4):
         for other in range(one):
             both = (masks[one] - masks[one].mean()) * (masks[other] - masks[other].mean()) / deviation**2
             assert abs(float(both.mean())) < 5 / 1_024_000**0.5
+
+
+def test_both_of_a_pair_are_uniform_and_independent() -> None:
+    """Their 16 bits, in a table of 16 by 16 counts: chi² within 5 deviations of its mean, the degrees of freedom."""
+    x, pairs = torch.empty(2**17), 2**16
+    draws = torch.zeros(2**17, dtype=torch.int64)
+    for step in range(1, 16):  # a draw is at least as large as LEVELS · probability where it is kept
+        draws += hashed_mask(x, seeds(3), step / 16)
+    first, second = draws.view(-1, 2).unbind(1)
+    counts = torch.bincount(16 * first + second, minlength=256).double()
+    expected = pairs / 256
+    chi = float(((counts - expected) ** 2 / expected).sum())
+    assert abs(chi - 255) < 5 * (2 * 255) ** 0.5
+    for half in (first, second):
+        counts = torch.bincount(half, minlength=16).double()
+        chi = float(((counts - pairs / 16) ** 2 / (pairs / 16)).sum())
+        assert abs(chi - 15) < 5 * (2 * 15) ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 0, 4)])
+def test_masks_of_any_shape(shape: tuple[int, ...]) -> None:
+    mask = hashed_mask(torch.empty(shape), seeds(0), 0.5)
+    assert mask.shape == shape
+    assert torch.equal(mask.flatten(), hashed_mask(torch.empty(100), seeds(0), 0.5)[: mask.numel()])
 
 
 def test_close_seeds_give_other_masks() -> None:
@@ -50,7 +77,7 @@ def test_means_stay() -> None:
     torch.manual_seed(0)
     x = torch.ones(400_000, dtype=torch.float64)
     out = hashed_dropout(x, 0.1)
-    assert set(out.unique().tolist()) == {0.0, 1 / (round(2**31 * 0.9) / 2**31)}
+    assert set(out.unique().tolist()) == {0.0, 2**16 / (2**16 - round(2**16 * 0.1))}
     assert abs(float(out.mean()) - 1) < 5 * (0.1 / 0.9 / 400_000) ** 0.5
     assert not torch.equal(out, hashed_dropout(x, 0.1))
     torch.manual_seed(0)

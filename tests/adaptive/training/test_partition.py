@@ -15,10 +15,13 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import CheckpointPolicy
 
 from adaptive_window import AdaptiveWindowCreativeAgent
-from adaptive_window.model import dropout
-from adaptive_window.training.partition import Lean, lean_options
+from adaptive_window.model import dropout, encoder
+from adaptive_window.training import choices
+from adaptive_window.training.partition import Lean, lean_options, policy
 
 # parts of the names of operators that are neither repeated nor drawn anew
 DEAR = ("mm", "addmm", "bmm", "convolution", "attention", "windowed_tonality", "rand", "bernoulli", "draw_mask")
@@ -92,15 +95,52 @@ def test_what_is_kept_can_be_counted_by_hand() -> None:
 
 def test_torchinductor_knows_every_option() -> None:
     """Where it does not, the option is left out, and what it was for is lost."""
-    options = {"custom_partitioner_fn", "realize_opcount_threshold", "triton.mix_order_reduction", "allow_buffer_reuse"}
+    options = {"custom_partitioner_fn", "realize_opcount_threshold", "allow_buffer_reuse"} | choices.OPTIONS.keys()
     assert lean_options("cuda").keys() == lean_options("cpu").keys() == options
     assert not lean_options("cuda")["allow_buffer_reuse"]
     assert lean_options("cpu")["allow_buffer_reuse"]
 
 
+def test_layernorms_normalized_input_is_kept_by_rule() -> None:
+    """What came before it may be as near to the backward pass, and a view tips the balance; BatchNorm's is cheap."""
+    norms: list[Callable[..., Tensor]] = [
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b),
+        lambda x, w, b: F.batch_norm(x.transpose(1, 2), None, None, w, b, training=True),
+    ]
+    kept = []
+    for norm in norms:
+        graph = make_fx(norm, select_decomp_table(), tracing_mode="fake")(torch.randn(6, 4, 8), *torch.ones(2, 8)).graph
+        chosen = [node for node in graph.nodes if policy(node) == CheckpointPolicy.MUST_SAVE]
+        kept.append([tuple(node.meta["val"].shape) for node in chosen])
+    assert kept == [[(6, 4, 8)], []]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_an_encoder_as_for_cuda_is_the_eager_one(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float
+) -> None:
+    """By rows and with GELU of its own, some twenty roundings deep, relative to each gradient's largest element."""
+    monkeypatch.setattr(encoder, "compiles_for_cuda", lambda x: torch.compiler.is_compiling())
+    torch.manual_seed(0)
+    net, x = encoder.Encoder(32, 2, 64, 2, 0.0).to(dtype), torch.randn(3, 20, 32, dtype=dtype)
+
+    def loss(x: Tensor) -> Tensor:
+        return net(x).sin().sum()
+
+    cut = Cut(loss, Lean())
+    found = []
+    for call in (loss, cut.loss):
+        found.append(torch.autograd.grad(call(x), list(net.parameters())))
+    assert ("exp2" in str(cut.backward.graph)) == (dtype == torch.float32)
+    largest = max(float(g.abs().max()) for g in found[0])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) < tolerance * largest
+
+
 @pytest.mark.proof
 def test_of_an_agent_same_bits_fewer_bytes_and_nothing_dear_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dropout, "is_hashed", lambda x: torch.compiler.is_compiling())
+    for module, name in ((dropout, "is_hashed"), (encoder, "compiles_for_cuda")):
+        monkeypatch.setattr(module, name, lambda x: torch.compiler.is_compiling())
     sizes = {"num_pairs": 2, "window_frames": 48, "component_dim": 4, "composer_dim": 64, "composer_layers": 2}
     x, y = torch.randn(2, 2, 16, 64, dtype=torch.float64)
     found = {}
