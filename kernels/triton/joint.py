@@ -20,7 +20,7 @@ from .call import Call, Normed, moments_arguments
 from .configurations import Configuration
 from .interpolation import channel_offsets
 from .launch import launch
-from .loops import runtime_range
+from .loops import runtime_range, sum_both
 from .moments import Moments, load_moments, store_restored
 from .operands import Split, load_split, multiply, split
 
@@ -96,8 +96,9 @@ def joint_backward(
         strength = tl.load(strength_ptr + pair).to(COMPUTE)
         u = multiply(hi, lo, z_hi, z_lo, tl.broadcast_to(bias[:, None], (PADDED, BLOCK_T)), PRECISION)
         gg = g * gamma
-        inverse = tl.rsqrt(tl.sum(u * u, 0) / C + EPS)  # [BLOCK_T]
-        heard = tl.sum(gg * u, 0) * inverse
+        square, gu = sum_both(u * u, gg * u, 0)
+        inverse = tl.rsqrt(square / C + EPS)  # [BLOCK_T]
+        heard = gu * inverse
         if RESTORE:
             mean, spread = load_moments(moments_ptr, pair, t, t < W, W, C, EPS, WIDTH, COMPUTE)
             amount = strength * spread  # [BLOCK_T]
