@@ -2,6 +2,11 @@
 
 One launch, whose programs do different things, instead of some thirty small ones of PyTorch, which together would take
 a good part of the pass's time. Sums run over rows in a fixed order.
+
+Its time is what a program waits for memory, so rows are fetched far ahead, by asynchronous copies: loads into
+registers are put by the compiler right before the additions, two or three at a time. And a warp has 16 columns to
+itself, four lanes a row, eight rows side by side: it adds rows by shuffles. Warps that share columns would add them
+through shared memory, where in Triton 3.6 the words of all lanes lie in one bank.
 """
 
 import math
@@ -29,7 +34,9 @@ def in_groups(PADDED: tl.constexpr):
 def load_rows(ptr, first, rows, stride, c, C: tl.constexpr, BLOCK_R: tl.constexpr):
     """[PADDED // 16, BLOCK_R, 16]: from row `first` on, `stride` elements apart, columns c; 0 where there are none."""
     row = first + tl.arange(0, BLOCK_R)
-    offsets = tl.max_contiguous(row.to(tl.int64)[None, :, None] * stride + c[:, None, :], (1, 2, 4))
+    offsets = row.to(tl.int64)[None, :, None] * stride + c[:, None, :]
+    if c.shape[1] > 2:  # not true of rows: it only has Triton 3.6 lay a warp's lanes along them, not along groups
+        offsets = tl.max_contiguous(offsets, (1, 2, c.shape[1]))
     return tl.load(ptr + offsets, mask=(row < rows)[None, :, None] & (c < C)[:, None, :], other=0.0)
 
 
@@ -70,7 +77,7 @@ def finish_column(
     BLOCK_R: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dA and dd₀ of input channel n. All that is read is asked for before anything is waited for."""
+    """dA and dd₀ of input channel n. A's column is asked for first, to be there when dâ is."""
     c = in_groups(PADDED)
     offsets = c * C + n  # of A [out, in]
     if NEED_DEPTHWISE_BIAS:

@@ -106,10 +106,10 @@ def norm_backward(
             amount = strength * spread  # [BLOCK_T]
             if NEED_HEARD or NEED_RESTORED:
                 level = tl.sum(g, 1)
-            if NEED_HEARD:
-                tl.store(heard_ptr + tile, tl.sum(spread * heard + mean * level, 0))
             if NEED_RESTORED:
                 store_restored(restored_ptr, pair, t, mean, spread, heard, level, strength, W, C)
+            if NEED_HEARD:
+                tl.store(heard_ptr + tile, tl.sum(spread * heard + mean * level, 0))
             if NEED_NORM:
                 dnorm += fold_frames(gn * amount[:, None], FOLD, APART, BLOCK_T, PADDED)
         else:
