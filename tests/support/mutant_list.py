@@ -310,12 +310,10 @@ _BACKWARD = [
         nth=1,
     ),
     Mutant("in one: padded channels read", "joint_backward", "mask = mask & (c < C)[:, None]", "pass"),
-    Mutant(
-        "in one: variance of padded channels", "joint_backward", "tl.sum(u * u, 0) / C", "tl.sum(u * u, 0) / PADDED"
-    ),
-    Mutant("in one: eps left out", "joint_backward", "tl.sum(u * u, 0) / C + EPS", "tl.sum(u * u, 0) / C"),
+    Mutant("in one: variance of padded channels", "joint_backward", "square / C", "square / PADDED"),
+    Mutant("in one: eps left out", "joint_backward", "square / C + EPS", "square / C"),
     Mutant("in one: LayerNorm's second term", "joint_backward", "heard / C", "heard / PADDED"),
-    Mutant("in one: heard without γ", "joint_backward", "tl.sum(gg * u, 0)", "tl.sum(g * u, 0)"),
+    Mutant("in one: heard without γ", "joint_backward", "sum_both(u * u, gg * u, 0)", "sum_both(u * u, g * u, 0)"),
     Mutant(
         "in one: u without bias",
         "joint_backward",
@@ -434,7 +432,6 @@ _BACKWARD = [
     Mutant("dd₀: A not centred", "finish_column", "a -= tl.sum(tl.sum(a, 1), 0) / C", "pass"),
     Mutant("sums: rows that are not there", "load_rows", "row < rows", "row <= rows"),
     Mutant("sums: columns that are not there", "load_rows", "c < C", "c <= C"),
-    Mutant("sums: rows in 32 bits", "load_rows", "row.to(tl.int64)", "row"),
     Mutant("dA: the first channel's", "finish_column", "dproduct_ptr + n * C", "dproduct_ptr + 0 * n"),
     Mutant(
         "dA: the last shares alone",
