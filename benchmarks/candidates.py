@@ -65,8 +65,8 @@ CANDIDATES: dict[str, list[Configuration]] = {
         for channels, warps in ((32, 8), (16, 4), (16, 8), (8, 2), (8, 4), (64, 16))
     ],
     "finish_gradients": [
-        _c(8, BLOCK=256, BLOCK_C=channels, BLOCK_R=rows)
-        for channels, rows in ((1, 16), (1, 32), (1, 64), (2, 32), (2, 64), (4, 32))
+        _c(warps, BLOCK=256, BLOCK_R=rows, STAGES=stages)
+        for warps, rows, stages in ((8, 8, 9), (8, 8, 5), (8, 16, 5), (8, 16, 7), (8, 32, 3), (4, 8, 9))
     ],
     "resample_dx": _tiles("BLOCK_X", ((128, 32, 4), (128, 16, 2), (128, 64, 4), (64, 64, 4), (256, 16, 4))),
     "prepare_weights": [_c(warps, BLOCK=size) for warps, size in ((8, 8), (8, 16), (16, 8), (16, 16), (16, 32))],

@@ -194,11 +194,11 @@ def static(result: dict[str, Any]) -> list[str]:
         f"configurations is {100 * part['error']['left_out']:.0f} % off in the middle where their kernel was left out "
         'of the fit; without launch gaps. "Alone": nothing in the caches, as those were measured; the sums beside it '
         "are of launches in a row, where each finds what the one before has left (`python -m tools.cache`, fitted to "
-        "what kernels had not yet written to memory when they ended). `prepare_weights` and `finish_gradients`, whose "
-        "programs do different things, come out too long, as if each did all of them. Backward is as a compiled graph "
-        "runs it; an eager call keeps the prepared weights of its forward, which is one launch and `prepare_weights` "
-        "less. The floor is each input read and each output written once at the rate of a copy. B = 32, P = 3, per "
-        "stream."
+        "what kernels had not yet written to memory when they ended). `prepare_weights`, whose programs do different "
+        "things, comes out too long, as if each did all of them; of `finish_gradients` those are run that take "
+        "longest, and come out 5 to 20 % too short. Backward is as a compiled graph runs it; an eager call keeps the "
+        "prepared weights of its forward, which is one launch and `prepare_weights` less. The floor is each input read "
+        "and each output written once at the rate of a copy. B = 32, P = 3, per stream."
     )
     head = ("kernels", "dtype", "launches", "predicted µs", "alone µs", "floor µs", "predicted / floor")
     lines = [text, "", *_table(head, cells), ""]

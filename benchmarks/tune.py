@@ -143,7 +143,7 @@ def row_of(job: Job, found: Sequence[Launch]) -> tuple[Row, Launch]:
 def compiled(job: Job, arch: int, processors: int, predict: bool) -> Row:
     """In a process of its own: Triton keeps what it compiles on disk, for whoever launches it."""
     from tools.compiled import compile_launch
-    from tools.device_time import estimate
+    from tools.device_time import estimate, longest
     from tools.processor import Cycles
 
     try:
@@ -159,7 +159,9 @@ def compiled(job: Job, arch: int, processors: int, predict: bool) -> Row:
     if made.shared_bytes > 227 * 1024:
         row.note = f"needs {made.shared_bytes} bytes of shared memory"
     elif predict:
-        row.predicted_us = round(estimate(launch, made, Cycles()).microseconds, 1)
+        timed = longest(launch)
+        made = made if timed is launch else compile_launch(timed, arch)
+        row.predicted_us = round(estimate(timed, made, Cycles()).microseconds, 1)
     return row
 
 

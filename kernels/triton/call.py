@@ -35,7 +35,7 @@ class Normed(NamedTuple):
     """What `Chain.norm` leaves, as far as it was asked for."""
 
     du: Split | None = None
-    heard: Tensor | None = None  # [B, P, W]
+    heard: Tensor | None = None  # [B, P, tiles of a window]
     restored: Tensor | None = None  # [B, P, 3, W]
     dbias: Tensor | None = None  # [rows, C], to be summed over rows
     dnorm: Tensor | None = None  # [rows, C]

@@ -20,7 +20,7 @@ from .call import Call, Normed, moments_arguments
 from .configurations import Configuration
 from .interpolation import channel_offsets
 from .launch import launch
-from .loops import runtime_range
+from .loops import runtime_range, sum_both
 from .moments import Moments, load_moments, store_restored
 from .operands import Split, load_split, multiply, split
 
@@ -43,7 +43,7 @@ def joint_backward(
     grad_ptr,  # [B, P, C, W]
     moments_ptr,  # `moments.Moments`
     dz_ptr,  # out: [B, P, C, W]
-    heard_ptr,  # out: [B, P, W], Σ_c g·(v − β)
+    heard_ptr,  # out: [B, P, tiles of a window], Σ g·(v − β)
     restored_ptr,  # out: [B, P, 3, W], as `norm_backward` leaves it
     dpointwise_ptr,  # out: [programs, C, C] (in, out)
     dbias_ptr,  # out: [programs, C]
@@ -96,31 +96,22 @@ def joint_backward(
         strength = tl.load(strength_ptr + pair).to(COMPUTE)
         u = multiply(hi, lo, z_hi, z_lo, tl.broadcast_to(bias[:, None], (PADDED, BLOCK_T)), PRECISION)
         gg = g * gamma
-        inverse = tl.rsqrt(tl.sum(u * u, 0) / C + EPS)  # [BLOCK_T]
-        heard = tl.sum(gg * u, 0) * inverse
+        square, gu = sum_both(u * u, gg * u, 0)
+        inverse = tl.rsqrt(square / C + EPS)  # [BLOCK_T]
+        heard = gu * inverse
         if RESTORE:
             mean, spread = load_moments(moments_ptr, pair, t, t < W, W, C, EPS, WIDTH, COMPUTE)
             amount = strength * spread  # [BLOCK_T]
             if NEED_HEARD or NEED_RESTORED:
-                store_restored(
-                    heard_ptr,
-                    restored_ptr,
-                    pair,
-                    t,
-                    mean,
-                    spread,
-                    heard,
-                    tl.sum(g, 0),
-                    strength,
-                    W,
-                    C,
-                    NEED_HEARD,
-                    NEED_RESTORED,
-                )
+                level = tl.sum(g, 0)
+            if NEED_HEARD:
+                tl.store(heard_ptr + tile, tl.sum(spread * heard + mean * level, 0))
+            if NEED_RESTORED:
+                store_restored(restored_ptr, pair, t, mean, spread, heard, level, strength, W, C)
         else:
             amount = strength
             if NEED_HEARD:
-                tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
+                tl.store(heard_ptr + tile, tl.sum(heard, 0))
         scale = amount * inverse
         if NEED_NORM:
             dnorm += fold_columns(g * u * scale[None, :], PADDED, BLOCK_T)
@@ -171,10 +162,11 @@ def gradients(
     """dz, partial sums for dÂ, dâ, dγ and dstrength, and what restoring adds to dy; z as `Call.operand` has it."""
     batch, pairs, channels, window = call.shape
     block_t = config.constants["BLOCK_T"]
-    tiles = batch * pairs * triton.cdiv(window, block_t)
+    tiles_of_one = triton.cdiv(window, block_t)
+    tiles = batch * pairs * tiles_of_one
     programs = min(tiles, call.target.processors * config.per_processor)
     normed = Normed(
-        heard=call.scratch(batch, pairs, window) if heard else None,
+        heard=call.scratch(batch, pairs, tiles_of_one) if heard else None,
         restored=call.scratch(batch, pairs, 3, window) if restored else None,
         dbias=call.scratch(programs, channels) if bias else None,
         dnorm=call.scratch(programs, channels) if norm else None,

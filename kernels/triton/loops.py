@@ -1,4 +1,4 @@
-"""Loops over run-time ranges and prefetches, compiled and interpreted; and how loads are marked."""
+"""Loops over run-time ranges, prefetches and sums two at a time, compiled and interpreted; and how loads are marked."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,3 +40,22 @@ def _interpreted_prefetch(ptr: Any) -> None:
 
 # For kernels: `prefetch(ptr)` asks for cache lines to be brought to the second-level cache; nothing waits for them.
 prefetch = _interpreted_prefetch if INTERPRETED else _prefetch
+
+
+@triton.jit
+def _add(a, b, more_a, more_b):
+    return a + more_a, b + more_b
+
+
+@triton.jit
+def _sum_both(a, b, axis: tl.constexpr):
+    return tl.reduce((a, b), axis, _add)
+
+
+def _interpreted_sum_both(a: Any, b: Any, axis: Any) -> tuple[Any, Any]:
+    """Apart: the interpreter adds element by element where it is told how."""
+    return tl.sum(a, axis), tl.sum(b, axis)
+
+
+# For kernels: `sum_both(a, b, axis)`, two sums whose warps wait for each other once.
+sum_both = _interpreted_sum_both if INTERPRETED else _sum_both

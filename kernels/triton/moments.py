@@ -84,7 +84,6 @@ def load_moments(
 
 @triton.jit
 def store_restored(
-    heard_ptr,  # out: [B, P, W]
     restored_ptr,  # out: [B, P, 3, W]
     pair,
     t,
@@ -95,17 +94,12 @@ def store_restored(
     strength,
     W: tl.constexpr,
     C: tl.constexpr,
-    NEED_HEARD: tl.constexpr,
-    NEED_RESTORED: tl.constexpr,
 ):
-    """Of frames t, with heard = Σ_c g·γ·n and level = Σ_c g: Σ_c g·(v − β); and what `load_restored` makes dy of."""
-    if NEED_HEARD:
-        tl.store(heard_ptr + pair.to(tl.int64) * W + t, spread * heard + mean * level, mask=t < W)
-    if NEED_RESTORED:
-        row_ptr = restored_ptr + pair.to(tl.int64) * (3 * W) + t
-        tl.store(row_ptr, mean, mask=t < W)
-        tl.store(row_ptr + W, strength * level / C, mask=t < W)
-        tl.store(row_ptr + 2 * W, strength * heard / (spread * C), mask=t < W)
+    """Of frames t, with heard = Σ_c g·γ·n and level = Σ_c g: what `load_restored` makes dy of."""
+    row_ptr = restored_ptr + pair.to(tl.int64) * (3 * W) + t
+    tl.store(row_ptr, mean, mask=t < W)
+    tl.store(row_ptr + W, strength * level / C, mask=t < W)
+    tl.store(row_ptr + 2 * W, strength * heard / (spread * C), mask=t < W)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ def finish_window(
     dstart_ptr,
     dratio_ptr,
     dstrength_ptr,
-    W: tl.constexpr,
+    TILES: tl.constexpr,
     C: tl.constexpr,
     CHUNKS: tl.constexpr,
     NEED_START: tl.constexpr,
@@ -55,9 +55,9 @@ def finish_window(
             c = first + j
             beta = tl.load(norm_bias_ptr + c, mask=c < C, other=0.0).to(COMPUTE)
             strength += beta * tl.load(sums_ptr + pair * C + c, mask=c < C, other=0.0)
-        for first in runtime_range(0, W, BLOCK, num_stages=1):
-            t = first + j
-            strength += tl.load(heard_ptr + pair * W + t, mask=t < W, other=0.0)
+        for first in runtime_range(0, TILES, BLOCK, num_stages=1):
+            tile = first + j
+            strength += tl.load(heard_ptr + pair * TILES + tile, mask=tile < TILES, other=0.0)
         tl.store(dstrength_ptr + pair, tl.sum(strength, 0).to(dstrength_ptr.dtype.element_ty))
 
 

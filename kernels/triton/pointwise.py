@@ -43,7 +43,7 @@ def norm_backward(
     moments_ptr,  # `moments.Moments`
     du_ptr,  # out: [B, P, C, W]
     du_lo_ptr,
-    heard_ptr,  # out: [B, P, W], Σ_c g·(v − β)
+    heard_ptr,  # out: [B, P, tiles of a window], Σ g·(v − β)
     restored_ptr,  # out: [B, P, 3, W]: m, and by what dy grows: s·mean_c g, and s·mean_c(g·γ·n)/σ for each y − m
     dbias_ptr,  # out: [programs, C]
     dnorm_ptr,  # out: [programs, C]
@@ -67,7 +67,10 @@ def norm_backward(
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """u again, then back through LayerNorm: du, Σ_c g·(v − β), this program's share of dâ and dγ. Grid (programs,)."""
+    """u again, then back through LayerNorm: du, Σ g·(v − β) of each tile, this program's share of dâ and dγ.
+
+    Grid (programs,).
+    """
     TILES_PER_WINDOW: tl.constexpr = (W + BLOCK_T - 1) // BLOCK_T
     c = tl.arange(0, PADDED)
     j = tl.arange(0, BLOCK_T)
@@ -102,27 +105,17 @@ def norm_backward(
             mean, spread = load_moments(moments_ptr, pair, t, t < W, W, C, EPS, WIDTH, COMPUTE)
             amount = strength * spread  # [BLOCK_T]
             if NEED_HEARD or NEED_RESTORED:
-                store_restored(
-                    heard_ptr,
-                    restored_ptr,
-                    pair,
-                    t,
-                    mean,
-                    spread,
-                    heard,
-                    tl.sum(g, 1),
-                    strength,
-                    W,
-                    C,
-                    NEED_HEARD,
-                    NEED_RESTORED,
-                )
+                level = tl.sum(g, 1)
+            if NEED_RESTORED:
+                store_restored(restored_ptr, pair, t, mean, spread, heard, level, strength, W, C)
+            if NEED_HEARD:
+                tl.store(heard_ptr + tile, tl.sum(spread * heard + mean * level, 0))
             if NEED_NORM:
                 dnorm += fold_frames(gn * amount[:, None], FOLD, APART, BLOCK_T, PADDED)
         else:
             amount = strength
             if NEED_HEARD:
-                tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
+                tl.store(heard_ptr + tile, tl.sum(heard, 0))
             if NEED_NORM:
                 dnorm += strength * fold_frames(gn, FOLD, APART, BLOCK_T, PADDED)
         if NEED_DU or NEED_BIAS:
@@ -235,7 +228,7 @@ def norm_gradients(
     programs = min(tiles, call.target.processors * config.per_processor)
     out = Normed(
         du=call.operand() if du else None,
-        heard=call.scratch(batch, pairs, window) if heard else None,
+        heard=call.scratch(batch, pairs, tiles // (batch * pairs)) if heard else None,
         restored=call.scratch(batch, pairs, 3, window) if restored else None,
         dbias=call.scratch(programs, channels) if bias else None,
         dnorm=call.scratch(programs, channels) if norm else None,

@@ -48,7 +48,7 @@ Kernels, in their order; a gradient that nobody needs switches its part, or its 
     recompute_windows   x -> z, moments of y by blocks of channels; start, ratio -> i, f, ∂p/∂start, ∂p/∂ratio of every
                         frame, once for all channels
                                                                   scratch      (`depthwise`)
-    joint_backward      z, g, moments -> dz, Σ_c g·(v − β), what dy gains by m and σ, partial dÂ, dâ, dγ
+    joint_backward      z, g, moments -> dz, Σ g·(v − β) by tiles, what dy gains by m and σ, partial dÂ, dâ, dγ
                                                                   scratch      (`joint`)
         or, on sm_80, in float64 and for rows that are not whole multiples of 4 frames, two kernels:
     norm_backward       z, g, moments -> du, and all of the above but dz and dÂ

@@ -105,7 +105,7 @@ def wide_norm_backward(
     moments_ptr,  # `moments.Moments`
     du_ptr,  # out: [B, P, C, W]
     du_lo_ptr,
-    heard_ptr,  # out: [B, P, W]
+    heard_ptr,  # out: [B, P, tiles of a window]
     restored_ptr,  # out: [B, P, 3, W]
     dbias_ptr,  # out: [tiles, C]
     dnorm_ptr,  # out: [tiles, C]
@@ -147,12 +147,12 @@ def wide_norm_backward(
         mean, spread = load_moments(moments_ptr, pair, t, t < W, W, C, EPS, WIDTH, COMPUTE)
         amount = strength * spread
         level = tl.sum(sums, 1)
-        store_restored(
-            heard_ptr, restored_ptr, pair, t, mean, spread, heard, level, strength, W, C, True, NEED_RESTORED
-        )
+        tl.store(heard_ptr + tl.program_id(0), tl.sum(spread * heard + mean * level, 0))
+        if NEED_RESTORED:
+            store_restored(restored_ptr, pair, t, mean, spread, heard, level, strength, W, C)
     else:
         amount = strength
-        tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)
+        tl.store(heard_ptr + tl.program_id(0), tl.sum(heard, 0))
     scale = amount * inverse
     row = tl.program_id(0).to(tl.int64) * C
     for c0 in runtime_range(0, C, BLOCK_C, num_stages=1):
@@ -299,7 +299,7 @@ def norm_gradients(
     block_t = config.constants["BLOCK_T"]
     tiles = batch * pairs * triton.cdiv(window, block_t)
     u = product(call, z)
-    written, frames = call.operand(), call.scratch(batch, pairs, window)
+    written, heard_of = call.operand(), call.scratch(batch, pairs, tiles // (batch * pairs))
     dbias, dnorm = call.scratch(tiles, channels), call.scratch(tiles, channels)
     kept = call.scratch(batch, pairs, 3, window) if restored else None
     arguments = {
@@ -309,7 +309,7 @@ def norm_gradients(
         "grad_ptr": grad_out,
         "du_ptr": written.hi,
         "du_lo_ptr": written.lo,
-        "heard_ptr": frames,
+        "heard_ptr": heard_of,
         "restored_ptr": call.spare(kept),
         "NEED_RESTORED": restored,
         **moments_arguments(call, moments),
@@ -320,7 +320,7 @@ def norm_gradients(
         **call.sizes(),
     }
     launch(wide_norm_backward, (tiles,), config, arguments, outputs=block_t * channels)
-    return Normed(written, frames, kept, call.summed(dbias)[None], call.summed(dnorm)[None])
+    return Normed(written, heard_of, kept, call.summed(dbias)[None], call.summed(dnorm)[None])
 
 
 def product_gradients(

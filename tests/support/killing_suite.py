@@ -102,6 +102,16 @@ def check_cases() -> None:
             raise
 
 
+def check_many_shares() -> None:
+    """Of more channels than one program holds, a sum of dâ is one row, and those of dÂ are one per program."""
+    from adaptive_window.kernels.triton.configurations import Target
+    from adaptive_window.kernels.triton.launch import use_target
+
+    needs = frozenset({"pointwise_weight", "depthwise_bias"})
+    with use_target(Target(0, 18)):  # 4 programs of each 64 x 64 channels
+        check(dataclasses.replace(PLAIN, channels=130, window=33, batch=1, pairs=3, taps=1, needs=needs))
+
+
 def relative_error(got: Tensor, truth: Tensor) -> float:
     return ((got.double() - truth).abs().max() / truth.abs().max()).item()
 
@@ -221,6 +231,7 @@ CHECKS = (
     check_poisoned_windows,
     check_tile_borders,
     check_cases,
+    check_many_shares,
     check_long_clips,
     check_tiles_read_ahead,
     check_sixteen_bits,

@@ -321,19 +321,23 @@ _BACKWARD = [
     ),
     Mutant("product read beyond the window", "product_backward", "t < W", "t <= W"),
     Mutant("in one: read beyond the window", "joint_backward", "(t < W)[None, :]", "(t <= W)[None, :]"),
+    Mutant("in one: heard in another tile", "joint_backward", "heard_ptr + tile", "heard_ptr + n", count=2, nth=1),
+    Mutant("in one: one frame heard", "joint_backward", "tl.sum(heard, 0)", "tl.max(heard, 0)"),
+    Mutant("heard in another tile", "norm_backward", "heard_ptr + tile", "heard_ptr + n", count=2, nth=1),
+    Mutant("one frame heard", "norm_backward", "tl.sum(heard, 0)", "tl.max(heard, 0)"),
     Mutant(
-        "in one: heard beyond the window",
-        "joint_backward",
-        "tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t < W)",
-        "tl.store(heard_ptr + pair.to(tl.int64) * W + t, heard, mask=t <= W)",
+        "wide: heard in one tile",
+        "wide_norm_backward",
+        "heard_ptr + tl.program_id(0)",
+        "heard_ptr + 0 * tl.program_id(0)",
+        count=2,
+        nth=1,
     ),
     Mutant("in one: padded channels read", "joint_backward", "mask = mask & (c < C)[:, None]", "pass"),
-    Mutant(
-        "in one: variance of padded channels", "joint_backward", "tl.sum(u * u, 0) / C", "tl.sum(u * u, 0) / PADDED"
-    ),
-    Mutant("in one: eps left out", "joint_backward", "tl.sum(u * u, 0) / C + EPS", "tl.sum(u * u, 0) / C"),
+    Mutant("in one: variance of padded channels", "joint_backward", "square / C", "square / PADDED"),
+    Mutant("in one: eps left out", "joint_backward", "square / C + EPS", "square / C"),
     Mutant("in one: LayerNorm's second term", "joint_backward", "heard / C", "heard / PADDED"),
-    Mutant("in one: heard without γ", "joint_backward", "tl.sum(gg * u, 0)", "tl.sum(g * u, 0)"),
+    Mutant("in one: heard without γ", "joint_backward", "sum_both(u * u, gg * u, 0)", "sum_both(u * u, g * u, 0)"),
     Mutant(
         "in one: u without bias",
         "joint_backward",
@@ -445,35 +449,47 @@ _BACKWARD = [
         "beta * tl.load(sums_ptr + pair * C + c, mask=c < C, other=0.0)",
         "0 * beta * tl.load(sums_ptr + pair * C + c, mask=c < C, other=0.0)",
     ),
-    Mutant("dA: centring forgotten", "finish_columns", "da -= (tl.sum(da, 1) / C)[:, None]", "pass"),
-    Mutant("dA: depthwise bias forgotten", "finish_columns", "d[:, None] * dbias[None, :]", "0 * d[:, None]"),
-    Mutant("sums: rows that are not there", "sum_rows", "row < rows", "row <= rows"),
-    Mutant("dÂ: shares that are not there", "finish_columns", "share < shares", "share <= shares"),
+    Mutant("strength: the first window's tiles", "finish_window", "pair * TILES", "0 * pair"),
+    Mutant("strength: tiles that are not there", "finish_window", "tile < TILES", "tile <= TILES"),
+    Mutant("dA: centring forgotten", "finish_column", "da -= tl.sum(tl.sum(da, 1), 0) / C", "pass"),
+    Mutant("dA: depthwise bias forgotten", "finish_column", "d * dbias", "0 * d"),
+    Mutant("dd₀: A not centred", "finish_column", "a -= tl.sum(tl.sum(a, 1), 0) / C", "pass"),
+    Mutant("sums: rows that are not there", "load_rows", "row < rows", "row <= rows"),
+    Mutant("sums: columns that are not there", "load_rows", "c < C", "c <= C"),
+    Mutant("dA: the first channel's", "finish_column", "dproduct_ptr + n * C", "dproduct_ptr + 0 * n"),
     Mutant(
         "dA: the last shares alone",
-        "finish_columns",
-        (
-            "total += tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & "
-            "mask[None], other=0.0)"
-        ),
-        ("total = tl.load(dproduct_ptr + share_offsets, mask=(share < shares)[:, None, None] & mask[None], other=0.0)"),
+        "finish_column",
+        "total += load_rows(dproduct_ptr + n * C, first, shares, C * C, c, C, BLOCK_R)",
+        "total = load_rows(dproduct_ptr + n * C, first, shares, C * C, c, C, BLOCK_R)",
     ),
-    Mutant("dA: shares over one another", "finish_columns", "C * C", "0"),
+    Mutant(
+        "dA: the last bias alone",
+        "finish_column",
+        "bias += load_rows(dbias_ptr, first, rows, C, c, C, BLOCK_R)",
+        "bias = load_rows(dbias_ptr, first, rows, C, c, C, BLOCK_R)",
+    ),
+    Mutant("dA: shares over one another", "finish_column", "C * C", "0"),
+    Mutant("dA: as many shares as rows", "finish_column", "tl.maximum(rows, shares)", "rows + 0 * shares"),
+    Mutant("dA: as many rows as shares", "finish_column", "tl.maximum(rows, shares)", "shares + 0 * rows"),
     Mutant(
         "dβ without strength",
         "finish_norm_bias",
-        (
-            "strength[:, None] * tl.load(sums_ptr + offsets, mask=(row < windows)[:, None] & (c < "
-            "C)[None, :], other=0.0)"
-        ),
-        "tl.load(sums_ptr + offsets, mask=(row < windows)[:, None] & (c < C)[None, :], other=0.0)",
+        "strength[None, :, None] * load_rows(sums_ptr, first, windows, C, c, C, BLOCK_R)",
+        "load_rows(sums_ptr, first, windows, C, c, C, BLOCK_R)",
+    ),
+    Mutant(
+        "dβ: strength of windows that are not there",
+        "finish_norm_bias",
+        "tl.load(strength_ptr + row, mask=row < windows, other=0.0)",
+        "tl.load(strength_ptr + row)",
     ),
     Mutant("taps: the next one's", "finish_gradients", "k * C", "(k + 1) % K * C"),
     Mutant(
         "only the last rows summed",
         "sum_rows",
-        "total += tl.load(ptr + offsets, mask=(row < rows)[:, None] & mask[None, :], other=0.0)",
-        "total = tl.load(ptr + offsets, mask=(row < rows)[:, None] & mask[None, :], other=0.0)",
+        "total += load_rows(ptr, first, rows, stride, c, C, BLOCK_R)",
+        "total = load_rows(ptr, first, rows, stride, c, C, BLOCK_R)",
     ),
 ]
 
@@ -544,7 +560,10 @@ _RESTORED = [
         "tl.load(block_ptr + W)",
     ),
     Mutant("restored: eps left out, backward", "load_moments", "square / C + EPS", "square / C"),
-    Mutant("restored: strength through the mean", "store_restored", "spread * heard + mean * level", "spread * heard"),
+    *(
+        Mutant(f"restored, {name}: strength through the mean", name, "spread * heard + mean * level", "spread * heard")
+        for name in ("joint_backward", "norm_backward", "wide_norm_backward")
+    ),
     Mutant("restored: gradient of the mean unscaled", "store_restored", "strength * level / C", "level / C"),
     Mutant(
         "restored: gradient of the spread",
@@ -552,8 +571,8 @@ _RESTORED = [
         "strength * heard / (spread * C)",
         "strength * heard / C",
     ),
-    Mutant("restored: stored beyond the window", "store_restored", "t < W", "t <= W", count=4, nth=3),
-    Mutant("restored: rows in 32 bits", "store_restored", "pair.to(tl.int64)", "pair", count=2, nth=0),
+    Mutant("restored: stored beyond the window", "store_restored", "t < W", "t <= W", count=3, nth=2),
+    Mutant("restored: rows in 32 bits", "store_restored", "pair.to(tl.int64)", "pair"),
     Mutant("restored: rows read in 32 bits", "load_restored", "pair.to(tl.int64)", "pair"),
     Mutant("restored: spread's gradient about 0", "load_restored", "y - mean[:, None]", "y"),
     Mutant(
