@@ -204,14 +204,14 @@ def test_prediction_of_a_shipped_kernel() -> None:
 
 @pytest.mark.proof
 def test_the_fused_kernels_become_no_slower() -> None:
-    """Predicted, B = 32, tf32: 52 µs forward with Triton 3.6 and 3.8, 63 where 3.8 finds other layouts for loads than
-    for stores. 252 backward with Triton 3.8, 274 with 3.6 before its last rows.
+    """Predicted, B = 32, tf32, Triton 3.6 and 3.8: 44 µs forward, 50 with a launch that prepares the weights; 213 and 208
+    backward.
     """
     rows = [row for row in predicted("windowed_tonality", "tf32") if row["dtype"] == "float32"]
-    for op, bar in (("windowed_tonality forward", 56), ("windowed_tonality backward", 280)):
+    for op, bar in (("windowed_tonality forward", 47), ("windowed_tonality backward", 225)):
         kernels = {row["kernel"]: row["microseconds"] for row in rows if row["op"] == op}
-        assert len(kernels) >= 2
+        assert len(kernels) == (6 if op.endswith("backward") else 1)
         assert sum(kernels.values()) <= bar, kernels
-        assert kernels.get("finish_gradients", 0) <= 8.5  # 6.7; where warps share columns, 10.3 in Triton 3.6
+        assert kernels.get("finish_gradients", 0) <= 8.5  # 6.7; 12.3 before rows came by asynchronous copies
         behind = sum(row["in_a_row"] for row in rows if row["op"] == op)
         assert behind <= sum(kernels.values()) * (0.95 if op.endswith("backward") else 1.0)
