@@ -204,7 +204,7 @@ def test_prediction_of_a_shipped_kernel() -> None:
 
 @pytest.mark.proof
 def test_the_fused_kernels_become_no_slower() -> None:
-    """Predicted, B = 32, tf32: 44 µs forward with Triton 3.6 and 3.8, 50 were the weights prepared in another launch; 213
+    """Predicted, B = 32, tf32, with Triton 3.6 and 3.8: 44 µs forward, 50 were weights prepared in another launch; 212
     and 208 backward.
     """
     rows = [row for row in predicted("windowed_tonality", "tf32") if row["dtype"] == "float32"]
