@@ -68,6 +68,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
     "windowed_tonality_forward": (
         Row(_forward(8, 32, within=False), arch=0, precision="fp64"),
         Row(_forward(8, 32, ahead=1, fetch=1), arch=0),
+        Row(_forward(8, 32, within=False, ahead=1), precision="fp64", restore=True, full=True),  # else 8 B spill, 3.6
         Row(_forward(8, 32, within=False), precision="fp64"),
         Row(_forward(4, 128, per_processor=2), padded=64),
         Row(_forward(8, 64), arch=80, even=False),
