@@ -44,7 +44,7 @@ def centred(a, mask, C: tl.constexpr):
 def store_operands(
     a, row, column, keep, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """A' as products take it, where `keep`."""
+    """A' as products take it, where `keep` [outputs, 1]."""
     offsets = row[:, None] * PADDED + column[None, :]
     hi, lo = split(a, PRECISION)
     tl.store(hi_ptr + offsets, hi, mask=keep)
@@ -118,7 +118,7 @@ def prepare_weights(
         column = n * BLOCK + tl.arange(0, BLOCK)
         a, mask = load_columns(pointwise_weight_ptr, row, column, C, COMPUTE)
         a = centred(a, mask, C)
-        store_operands(a, row, column, True, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED, PRECISION)
+        store_operands(a, row, column, (row >= 0)[:, None], hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED, PRECISION)
     else:
         # Triton wants one type per name across branches: not `a` and `mask` again
         whole, _ = load_columns(pointwise_weight_ptr, row, row, C, COMPUTE)
@@ -162,6 +162,7 @@ def prepare_within(
         a, mask = load_columns(pointwise_weight_ptr, row, column, C, COMPUTE)
         d = tl.load(depthwise_bias_ptr + column, mask=column < C, other=0.0).to(COMPUTE)
         given = given + ((a, mask, d),)
+    kept = (row * 0 + keep.to(tl.int32) > 0)[:, None]  # Triton 3.9's interpreter takes no single truth for a mask
     shift = tl.zeros((PADDED, BLOCK), COMPUTE)
     operands = ()
     for n in tl.static_range(4):
@@ -170,7 +171,7 @@ def prepare_within(
         a = centred(a, mask, C)
         if KEEP:
             column = n * BLOCK + tl.arange(0, BLOCK)
-            store_operands(a, row, column, keep, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED, PRECISION)
+            store_operands(a, row, column, kept, hi_ptr, lo_ptr, half_hi_ptr, half_lo_ptr, PADDED, PRECISION)
         operands = operands + (split(a, PRECISION),)
     store_vectors(vectors, tl.sum(shift, 1), row, vectors_ptr, C, K, PADDED)
     tl.debug_barrier()
