@@ -70,9 +70,10 @@ go (`loops.LAST_READ`).
 Sums over programs are made from partials in a fixed order: no atomics, so every run gives the same bits.
 
 Nothing is computed that nobody needs. Launches, forward: one, `windowed_tonality_forward`, in which each program
-prepares the weights for itself; before it `prepare`, for rows that are not whole multiples of 4 frames and in float64;
-prepare, recompute, product and blend for more than 128 channels. Backward, where `prepare` is left out if forward kept
-what it had prepared:
+prepares the weights for itself; before it `prepare`, where its configuration has PREPARE off: in float64, and on sm_90
+for more than 64 channels in rows that are not whole multiples of 4 frames. For more than 128 channels, or more taps
+than a tile holds: prepare, recompute, product and blend. Backward, where `prepare` is left out if forward kept what it
+had prepared:
 
     every gradient          prepare, recompute, joint, window, dx, finish            6
     weights frozen          prepare, recompute, joint, window, dx, finish            6

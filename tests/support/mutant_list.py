@@ -100,7 +100,7 @@ _TONALITY = [
     Mutant("weight not centred", "centred", "tl.sum(a, 0) / C", "tl.sum(a, 0) / PADDED"),
     Mutant("padded weights not zero", "centred", "tl.where(mask, a - (tl.sum(a, 0) / C)[None, :], 0.0)", "a - 0.1"),
     Mutant("depthwise bias not folded in", "store_vectors", "vectors[0] + shift", "vectors[0]"),
-    Mutant("within: depthwise bias of other channels", "prepare_within", "a * d[None, :]", "a"),
+    Mutant("within: depthwise bias taken for ones", "prepare_within", "a * d[None, :]", "a"),
     Mutant(
         "within: the last channels' bias alone", "prepare_within", "shift += a * d[None, :]", "shift = a * d[None, :]"
     ),
