@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.signals import wide
-from . import lean
+from . import bias, lean
 from .convolution import Convolution
 from .dropout import Dropout, is_plain_dropout
-from .encoder import Encoder
+from .encoder import Encoder, compiles_for_cuda
+from .gelu import gelu
 from .plain import is_plain
 from .validation import check_count, check_probability, check_streams
 
@@ -99,25 +100,41 @@ class ComponentComposer(nn.Module):
         """Components `[N, 6, component_dim, W]` and their weights `[N, 6, W]` -> `[N, encoding_dim, W]`."""
         projection = self.component_projection
         if lean.can_be_lean(components) and is_plain(projection, nn.Linear) and projection.bias is not None:
-            x = lean.weighted_linear(components, weights, projection)  # [N, W, d_model]
+            x = self.pos_encoder(lean.weighted_linear(components, weights, projection))  # [N, W, d_model]
         else:
-            x = projection((components * weights[:, :, None]).flatten(1, 2).transpose(1, 2))
-        x = self._projected(self.composer(self.pos_encoder(x)))
-        return x.clamp(-LIMIT, LIMIT).transpose(1, 2)
+            x = self._encoded((components * weights[:, :, None]).flatten(1, 2).transpose(1, 2))
+        return self._projected(self.composer(x)).clamp(-LIMIT, LIMIT).transpose(1, 2)
+
+    def _encoded(self, x: Tensor) -> Tensor:
+        """`[N, W, 6 * component_dim]` -> `[N, W, d_model]`, with positions."""
+        projection, encoder = self.component_projection, self.pos_encoder
+        plain = is_plain(projection, nn.Linear) and is_plain(encoder, PositionalEncoding)
+        if not compiles_for_cuda(x) or not plain or projection.bias is None or x.shape[1] % bias.ROWS:
+            return encoder(projection(x))
+        blocks = (x.shape[0], x.shape[1] // bias.ROWS, bias.ROWS)
+        rows = bias.linear_as(x.flatten(0, 1), projection.weight, projection.bias, blocks)  # [N, W / ROWS, ROWS, ...]
+        positions = encoder.pe[:, : x.shape[1]].view(1, *blocks[1:], -1)
+        return (rows + positions).flatten(1, 2)
 
     def _projected(self, x: Tensor) -> Tensor:
         """`[N, W, d_model]` -> `[N, W, encoding_dim]`."""
         layers = self.output_projection
-        if not lean.can_be_lean(x) or not is_plain(layers, nn.Sequential) or len(layers) != 4:
+        in_blocks = compiles_for_cuda(x)
+        if not (in_blocks or lean.can_be_lean(x)) or not is_plain(layers, nn.Sequential) or len(layers) != 4:
             return layers(x)
-        first, gelu, dropout, last = layers
+        first, activation, dropout, last = layers
         if not (
-            is_plain(gelu, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and is_plain_dropout(dropout)
+            is_plain(activation, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and is_plain_dropout(dropout)
         ):
             return layers(x)
         assert isinstance(last, nn.Linear)  # as is_plain found; narrows the types
         assert isinstance(dropout, nn.Dropout)
         if last.bias is None:
+            return layers(x)
+        if in_blocks and is_plain(first, nn.Linear) and first.bias is not None:
+            hidden = bias.linear_in_blocks(x.flatten(0, 1), first.weight, first.bias)
+            return last(dropout(gelu(hidden)).flatten(0, 1)).view(*x.shape[:2], -1)
+        if in_blocks:
             return layers(x)
         return lean.gelu_dropout_linear(first(x), last, dropout.p if dropout.training else 0.0)
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import lean
 from .attention import attention
+from .bias import ROWS, linear_in_blocks
 from .dropout import Dropout, is_plain_dropout
 from .gelu import gelu
 from .plain import is_plain
@@ -40,8 +41,11 @@ class SelfAttention(nn.MultiheadAttention):
             return super().forward(query, key, value, *args, **options)
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key is value:
-            rows = query.flatten(0, 1) if compiles_for_cuda(query) else query
-            parts = F.linear(rows, weight, bias).view(*query.shape[:2], -1).chunk(3, dim=2)
+            if compiles_for_cuda(query) and bias is not None:
+                rows = linear_in_blocks(query.flatten(0, 1), weight, bias, 2 * ROWS)
+                parts = tuple(part.view(query.shape) for part in rows.chunk(3, dim=2))
+            else:
+                parts = F.linear(query, weight, bias).chunk(3, dim=2)
         else:  # a full backward hook makes three tensors of the one
             parts = tuple(map(F.linear, (query, key, value), weight.chunk(3), bias.chunk(3)))
         return self.attended(*parts), None
@@ -97,7 +101,8 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         cast for the next product, and all their gradients) it can do in one kernel.
         """
         x = self.norm1(src + self.dropout1(attended))
-        return self.norm2(x + self.dropout2(self.linear2(self.dropout(gelu(self.linear1(x))))))
+        hidden = self.dropout(gelu(linear_in_blocks(x, self.linear1.weight, self.linear1.bias)))
+        return self.norm2(x + self.dropout2(self.linear2(hidden.flatten(0, 1))))
 
     def is_lean(self) -> bool:
         """Whether `lean_forward` may stand for the layer: all that it does not call is as it was built."""

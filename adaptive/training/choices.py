@@ -6,6 +6,10 @@ up to 512 to two warps in blocks of four. Rows are then divided between the warp
 through shared memory, and that is what the kernel waits for: 480 us on an H100 (76,800 rows of 512) where its bytes
 take 225. In blocks of two rows each warp has half of the columns, and only a row's two sums are exchanged.
 
+**Sums over blocks of rows.** With the gradient of a bias one kernel writes what it sums over a block's rows
+(`model/bias.py`). TorchInductor times blocks of 1 to 128 columns there, in eight warps, which meet in shared memory for
+every column. Here 64 columns, 128 bytes, are four warps'.
+
 **Small kernels.** Casts of weights and of their gradients are a hundred launches of two microseconds each. Those that
 do not wait for each other become one (`combo_kernels`); without `grouped`, large kernels would be taken in as well.
 
@@ -21,12 +25,16 @@ import torch._inductor.config
 from torch._inductor.choices import InductorChoices
 from torch._inductor.codegen.triton import FixedTritonConfig
 from torch._inductor.custom_graph_pass import get_hash_for_files
+from torch._inductor.runtime.hints import ReductionHint
 from torch._inductor.scheduler import ForeachKernelSchedulerNode, FusedSchedulerNode, SchedulerNode
 from torch._inductor.virtualized import V
+
+from ..model.bias import ROWS as ROWS_OF_BLOCK
 
 SPLIT = 80  # rows of a program: 960 programs at 96 windows of 800 frames, which an H100 (132 x 8) runs all at once
 ROWS = 2  # at a time
 COLUMNS = 256  # of a warp: 8 of a thread
+BLOCK = {"XBLOCK": 64, "num_warps": 4, "num_stages": 1}  # of sums over a block's rows
 TOGETHER = 16  # small kernels at most that become one
 SMALL = 2**21  # elements: some 5 us; the largest weight has 2**20
 READS = 8  # a mean over frames is elementwise too, of everything that it reads
@@ -43,10 +51,25 @@ def _wanted() -> bool:
     return torch._inductor.config.triton.mix_order_reduction_split_size == SPLIT
 
 
+def _sums_blocks(features: Any) -> bool:
+    """Whether a kernel writes what it sums, over a block of rows."""
+    if features.reduction_numel not in (ROWS_OF_BLOCK, 2 * ROWS_OF_BLOCK):
+        return False
+    if features.get_reduction_hint() == ReductionHint.INNER:  # over what lies next to each other
+        return False
+    nodes = [node for node in features.node_schedule if isinstance(node, SchedulerNode)]
+    whole = features.numel * features.reduction_numel
+    return any(node.is_reduction() for node in nodes) and any(
+        not node.is_reduction() and made.node.get_numel() == whole for node in nodes for made in node.get_outputs()
+    )
+
+
 class Choices(InductorChoices):
-    """TorchInductor's own, but for rows of 256 to 512 that are summed both ways."""
+    """TorchInductor's own, but for rows of 256 to 512 that are summed both ways, and for sums over blocks of rows."""
 
     def triton_kernel_kwargs(self, kernel_cls: Any, features: Any, groups: Any, kernel_kwargs: Any) -> dict[str, Any]:
+        if _wanted() and not kernel_kwargs.get("mix_order_reduction") and _sums_blocks(features):
+            return {**kernel_kwargs, "fixed_config": FixedTritonConfig(BLOCK)}
         width = int(features.reduction_numel) if features.reduction_numel.is_Integer else 0
         if not kernel_kwargs.get("mix_order_reduction") or not _wanted() or not COLUMNS <= width <= 2 * COLUMNS:
             return super().triton_kernel_kwargs(kernel_cls, features, groups, kernel_kwargs)

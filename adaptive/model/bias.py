@@ -1,0 +1,53 @@
+"""Gradients of biases in compiled steps on CUDA: summed by the kernel that writes what is summed.
+
+A bias's gradient is a sum over all rows, 76,800 of them at 96 windows of 800 frames. TorchInductor divides such a sum
+into chunks as nothing else is divided, so that a kernel of its own reads again what one before has just written. Here
+rows come in blocks, for what is elementwise as well: the sums over a block's rows, in float32, are one thing more that
+the kernel stores, and few are left to add up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROWS = 32  # of a block: few enough to be had at once, and its sums are a sixteenth of its bytes
+
+
+class _Biased(torch.autograd.Function):
+    """(z, bias) -> z, to which the bias has been added: `[..., rows, d]`, `[d]`."""
+
+    @staticmethod
+    def forward(z: Tensor, bias: Tensor) -> Tensor:
+        return z.view(z.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        grad = grad.contiguous()
+        # Strided anew, a tensor is written before it is read. Else the sum would be over what makes the gradient, not
+        # over the gradient, and one could not take the other's place in memory.
+        written = grad.as_strided(grad.shape, grad.stride())
+        wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        sums = written.sum(-2, dtype=wide)  # [..., d]
+        return grad, sums.sum(tuple(range(sums.dim() - 1))).to(ctx.dtype)
+
+
+def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor, rows: int = ROWS) -> Tensor:
+    """`F.linear(x, weight, bias)` of x `[n, channels]`, as `[n / rows, rows, d]`; as `[1, n, d]` where n is no multiple.
+
+    What follows, as far as it is elementwise, has to keep the shape.
+    """
+    n = x.shape[0]
+    return linear_as(x, weight, bias, (n // rows, rows) if n % rows == 0 else (1, n))
+
+
+def linear_as(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`F.linear(x, weight, bias)` of x `[n, channels]`, as `[*shape, d]`: its last but one are rows of a block."""
+    return _Biased.apply(F.linear(x, weight, bias.detach()).view(*shape, -1), bias)
