@@ -51,3 +51,10 @@ def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor, rows: int = ROWS) 
 def linear_as(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`F.linear(x, weight, bias)` of x `[n, channels]`, as `[*shape, d]`: its last but one are rows of a block."""
     return _Biased.apply(F.linear(x, weight, bias.detach()).view(*shape, -1), bias)
+
+
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """x + bias, in x's dtype, for x `[N, rows, d]`."""
+    rows = x.shape[1]
+    z = x + bias.detach().to(x.dtype)
+    return _Biased.apply(z.unflatten(1, (-1, ROWS) if rows % ROWS == 0 else (1, rows)), bias).flatten(1, 2)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..losses.signals import wide
 from . import bias, lean
-from .convolution import Convolution
+from .convolution import Convolution, channels_together, convolve
 from .dropout import Dropout, is_plain_dropout
 from .encoder import Encoder, compiles_for_cuda
 from .gelu import gelu
@@ -272,7 +272,11 @@ class CompositionalCreativeAgent(nn.Module):
         return self(x_input, x_target, "terms")
 
     def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
-        stacked = torch.cat([*self.input_extractor(x_input), *self.target_extractor(x_target)], dim=1)
+        parts = [*self.input_extractor(x_input), *self.target_extractor(x_target)]
+        if channels_together(x_input):
+            stacked = torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2)
+        else:
+            stacked = torch.cat(parts, dim=1)
         return stacked.unflatten(1, (len(COMPONENTS), self.component_dim)), self._logits(stacked)
 
     def _logits(self, stacked: Tensor) -> Tensor:
@@ -281,7 +285,11 @@ class CompositionalCreativeAgent(nn.Module):
             return layers(stacked)
         first, activation, last = layers
         assert isinstance(activation, nn.LeakyReLU)  # as is_plain found; narrows the type
-        return last(lean.leaky_relu(first(stacked), activation.negative_slope))
+        if channels_together(stacked) and is_plain(first, nn.Conv1d, kernel_size=(1,), padding=(0,), stride=(1,), groups=1):
+            hidden = convolve(stacked, first.weight, first.bias, 0)
+        else:
+            hidden = first(stacked)
+        return last(lean.leaky_relu(hidden, activation.negative_slope))
 
     @torch.no_grad()
     def get_component_statistics(self, x_input: Tensor, x_target: Tensor) -> dict[str, float]:

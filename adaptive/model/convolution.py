@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bias import add_bias
+
 
 def channels_together(x: Tensor) -> bool:
     """Whether convolutions of x are computed so."""
@@ -20,7 +22,8 @@ def channels_together(x: Tensor) -> bool:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     """`F.conv1d(x, weight, bias, padding=padding)`, whose result's channels lie next to each other in memory."""
     flat = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # [N, C, 1, W]
-    return F.conv2d(flat, weight.unsqueeze(2), bias, padding=(0, padding)).squeeze(2)
+    out = F.conv2d(flat, weight.unsqueeze(2), None, padding=(0, padding)).squeeze(2)
+    return out if bias is None else add_bias(out.transpose(1, 2), bias).transpose(1, 2)
 
 
 class Convolution(nn.Conv1d):
