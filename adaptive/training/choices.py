@@ -25,7 +25,7 @@ import torch._inductor.config
 from torch._inductor.choices import InductorChoices
 from torch._inductor.codegen.triton import FixedTritonConfig
 from torch._inductor.custom_graph_pass import get_hash_for_files
-from torch._inductor.runtime.hints import ReductionHint
+from torch._inductor.dependencies import MemoryDep
 from torch._inductor.scheduler import ForeachKernelSchedulerNode, FusedSchedulerNode, SchedulerNode
 from torch._inductor.virtualized import V
 
@@ -55,13 +55,13 @@ def _sums_blocks(features: Any) -> bool:
     """Whether a kernel writes what it sums, over a block of rows."""
     if features.reduction_numel not in (ROWS_OF_BLOCK, 2 * ROWS_OF_BLOCK):
         return False
-    if features.get_reduction_hint() == ReductionHint.INNER:  # over what lies next to each other
-        return False
     nodes = [node for node in features.node_schedule if isinstance(node, SchedulerNode)]
     whole = features.numel * features.reduction_numel
-    return any(node.is_reduction() for node in nodes) and any(
+    writes = any(
         not node.is_reduction() and made.node.get_numel() == whole for node in nodes for made in node.get_outputs()
     )
+    read = [dep for node in nodes if node.is_reduction() for dep in node.read_writes.reads if isinstance(dep, MemoryDep)]
+    return writes and bool(read) and all(dep.index.coeff(dep.var_names[-1]) != 1 for dep in read if dep.var_names)
 
 
 class Choices(InductorChoices):
