@@ -7,6 +7,8 @@ it asks cuDNN, so these are two-dimensional, of height 1. Turned once, by what c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,10 +21,29 @@ def channels_together(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.device.type == "cuda"
 
 
+class _Weight(torch.autograd.Function):
+    """A weight whose gradient is laid out as it is.
+
+    cuDNN's has channels next to each other here; PyTorch would copy it, for each weight with a launch from the host.
+    """
+
+    @staticmethod
+    def forward(weight: Tensor) -> Tensor:
+        return weight.view(weight.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     """`F.conv1d(x, weight, bias, padding=padding)`, whose result's channels lie next to each other in memory."""
     flat = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # [N, C, 1, W]
-    out = F.conv2d(flat, weight.unsqueeze(2), None, padding=(0, padding)).squeeze(2)
+    out = F.conv2d(flat, _Weight.apply(weight).unsqueeze(2), None, padding=(0, padding)).squeeze(2)
     return out if bias is None else add_bias(out.transpose(1, 2), bias).transpose(1, 2)
 
 
