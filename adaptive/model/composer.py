@@ -52,12 +52,20 @@ class MultiScaleExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Rhythm, harmony, timbre."""
-        return tuple(self._branch(branch, x) for branch in BRANCHES)
+        return tuple(self._branch(branch, x, skipped) for branch, skipped in zip(BRANCHES, self._skipped(x), strict=True))
 
-    def _branch(self, branch: str, x: Tensor) -> Tensor:
-        conv1, conv2, skip, norm = (getattr(self, f"{branch}_{name}") for name in ("conv1", "conv2", "skip", "norm"))
+    def _branch(self, branch: str, x: Tensor, skipped: Tensor) -> Tensor:
+        conv1, conv2, norm = (getattr(self, f"{branch}_{name}") for name in ("conv1", "conv2", "norm"))
         hidden = lean.leaky_relu(conv1(x), SLOPE)
-        return norm(lean.leaky_relu(conv2(hidden), SLOPE, "signs") + skip(x))
+        return norm(lean.leaky_relu(conv2(hidden), SLOPE, "signs") + skipped)
+
+    def _skipped(self, x: Tensor) -> tuple[Tensor, ...]:
+        """skip(x) of each branch; compiled for CUDA, one convolution's, so that x is read once."""
+        skips = [getattr(self, f"{branch}_skip") for branch in BRANCHES]
+        if not channels_together(x) or not all(is_plain(skip, Convolution, kernel_size=(1,)) for skip in skips):
+            return tuple(skip(x) for skip in skips)
+        weight, bias = (torch.cat([getattr(skip, name) for skip in skips]) for name in ("weight", "bias"))
+        return convolve(x, weight, bias, 0).chunk(len(skips), dim=1)
 
 
 class PositionalEncoding(nn.Module):
