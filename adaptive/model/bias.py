@@ -18,7 +18,7 @@ ROWS = 32  # of a block: few enough to be had at once, and its sums are a sixtee
 
 
 class _Biased(torch.autograd.Function):
-    """(z, bias) -> z, to which the bias has been added: `[..., rows, d]`, `[d]`."""
+    """(z, bias) -> z, to which the bias has been added: `[..., rows, d]`, and `[d]` or, spread, `[blocks, d]`."""
 
     @staticmethod
     def forward(z: Tensor, bias: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class _Biased(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.dtype = inputs[1].dtype
+        ctx.dtype, ctx.spread = inputs[1].dtype, inputs[1].dim() == 2
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,8 +35,8 @@ class _Biased(torch.autograd.Function):
         # over the gradient, and one could not take the other's place in memory.
         written = grad.as_strided(grad.shape, grad.stride())
         wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-        sums = written.sum(-2, dtype=wide)  # [..., d]
-        return grad, sums.sum(tuple(range(sums.dim() - 1))).to(ctx.dtype)
+        sums = written.sum(-2, dtype=wide).flatten(0, -2)  # [blocks, d]
+        return grad, (sums if ctx.spread else sums.sum(0)).to(ctx.dtype)
 
 
 def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor, rows: int = ROWS) -> Tensor:
@@ -53,8 +53,18 @@ def linear_as(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...]) -
     return _Biased.apply(F.linear(x, weight, bias.detach()).view(*shape, -1), bias)
 
 
-def add_bias(x: Tensor, bias: Tensor) -> Tensor:
-    """x + bias, in x's dtype, for x `[N, rows, d]`."""
-    rows = x.shape[1]
-    z = x + bias.detach().to(x.dtype)
-    return _Biased.apply(z.unflatten(1, (-1, ROWS) if rows % ROWS == 0 else (1, rows)), bias).flatten(1, 2)
+def add_bias(x: Tensor, bias: Tensor, spread: Tensor | None = None) -> Tensor:
+    """x + bias, in x's dtype, for x `[N, rows, d]` and a bias `[d]`; its gradient goes to `spread`, if there is one."""
+    shape = (x.shape[0], *blocks_of(x.shape[1]), x.shape[2])
+    z = x.view(shape) + bias.detach().to(x.dtype)
+    return _Biased.apply(z, bias if spread is None else spread).flatten(1, 2)
+
+
+def blocks_of(rows: int) -> tuple[int, int]:
+    """(blocks, rows of each)."""
+    return (rows // ROWS, ROWS) if rows % ROWS == 0 else (1, rows)
+
+
+def spread_over(biases: list[Tensor], blocks: int) -> tuple[Tensor, ...]:
+    """Each `[d]` as `[blocks, d]`, for `add_bias`: what is left of all their sums is then one sum."""
+    return torch.cat(biases).expand(blocks, -1).split([len(bias) for bias in biases], dim=1)

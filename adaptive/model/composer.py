@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -52,20 +53,36 @@ class MultiScaleExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Rhythm, harmony, timbre."""
-        return tuple(self._branch(branch, x, skipped) for branch, skipped in zip(BRANCHES, self._skipped(x), strict=True))
+        convolutions = [layer for layer in self.children() if isinstance(layer, Convolution)]
+        if (
+            channels_together(x)
+            and len(convolutions) == 9
+            and all(is_plain(conv, Convolution) for conv in convolutions)
+        ):
+            return self._together(x)
+        return tuple(self._branch(branch, x) for branch in BRANCHES)
 
-    def _branch(self, branch: str, x: Tensor, skipped: Tensor) -> Tensor:
-        conv1, conv2, norm = (getattr(self, f"{branch}_{name}") for name in ("conv1", "conv2", "norm"))
+    def _layers(self, branch: str) -> tuple[nn.Module, ...]:
+        return tuple(getattr(self, f"{branch}_{name}") for name in ("conv1", "conv2", "skip", "norm"))
+
+    def _branch(self, branch: str, x: Tensor) -> Tensor:
+        conv1, conv2, skip, norm = self._layers(branch)
         hidden = lean.leaky_relu(conv1(x), SLOPE)
-        return norm(lean.leaky_relu(conv2(hidden), SLOPE, "signs") + skipped)
+        return norm(lean.leaky_relu(conv2(hidden), SLOPE, "signs") + skip(x))
 
-    def _skipped(self, x: Tensor) -> tuple[Tensor, ...]:
-        """skip(x) of each branch; compiled for CUDA, one convolution's, so that x is read once."""
-        skips = [getattr(self, f"{branch}_skip") for branch in BRANCHES]
-        if not channels_together(x) or not all(is_plain(skip, Convolution, kernel_size=(1,)) for skip in skips):
-            return tuple(skip(x) for skip in skips)
-        weight, bias = (torch.cat([getattr(skip, name) for skip in skips]) for name in ("weight", "bias"))
-        return convolve(x, weight, bias, 0).chunk(len(skips), dim=1)
+    def _together(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The same, compiled for CUDA: all skips are one convolution, which reads x once, and all biases one tensor."""
+        firsts, seconds, skips, norms = zip(*map(self._layers, BRANCHES), strict=True)
+        joined = [torch.cat([getattr(skip, name) for skip in skips]) for name in ("weight", "bias")]
+        kernels = [*((conv.weight, conv.bias, conv.padding[0]) for conv in (*firsts, *seconds)), (*joined, 0)]
+        spread = bias.spread_over([each[1] for each in kernels], x.shape[0] * bias.blocks_of(x.shape[2])[0])
+        calls = [partial(convolve, weight=w, bias=b, padding=p, spread=s) for (w, b, p), s in zip(kernels, spread)]
+        skipped = calls[-1](x).chunk(len(skips), dim=1)
+        out = []
+        for i, norm in enumerate(norms):
+            last = calls[len(firsts) + i](lean.leaky_relu(calls[i](x), SLOPE))
+            out.append(norm(lean.leaky_relu(last, SLOPE, "signs") + skipped[i]))
+        return tuple(out)
 
 
 class PositionalEncoding(nn.Module):
@@ -132,7 +149,9 @@ class ComponentComposer(nn.Module):
             return layers(x)
         first, activation, dropout, last = layers
         if not (
-            is_plain(activation, nn.GELU, approximate="none") and is_plain(last, nn.Linear) and is_plain_dropout(dropout)
+            is_plain(activation, nn.GELU, approximate="none")
+            and is_plain(last, nn.Linear)
+            and is_plain_dropout(dropout)
         ):
             return layers(x)
         assert isinstance(last, nn.Linear)  # as is_plain found; narrows the types
@@ -293,7 +312,9 @@ class CompositionalCreativeAgent(nn.Module):
             return layers(stacked)
         first, activation, last = layers
         assert isinstance(activation, nn.LeakyReLU)  # as is_plain found; narrows the type
-        if channels_together(stacked) and is_plain(first, nn.Conv1d, kernel_size=(1,), padding=(0,), stride=(1,), groups=1):
+        if channels_together(stacked) and is_plain(
+            first, nn.Conv1d, kernel_size=(1,), padding=(0,), stride=(1,), groups=1
+        ):
             hidden = convolve(stacked, first.weight, first.bias, 0)
         else:
             hidden = first(stacked)

@@ -40,11 +40,11 @@ class _Weight(torch.autograd.Function):
         return grad.contiguous()
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, spread: Tensor | None = None) -> Tensor:
     """`F.conv1d(x, weight, bias, padding=padding)`, whose result's channels lie next to each other in memory."""
     flat = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # [N, C, 1, W]
     out = F.conv2d(flat, _Weight.apply(weight).unsqueeze(2), None, padding=(0, padding)).squeeze(2)
-    return out if bias is None else add_bias(out.transpose(1, 2), bias).transpose(1, 2)
+    return out if bias is None else add_bias(out.transpose(1, 2), bias, spread).transpose(1, 2)
 
 
 class Convolution(nn.Conv1d):

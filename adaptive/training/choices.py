@@ -60,7 +60,9 @@ def _sums_blocks(features: Any) -> bool:
     writes = any(
         not node.is_reduction() and made.node.get_numel() == whole for node in nodes for made in node.get_outputs()
     )
-    read = [dep for node in nodes if node.is_reduction() for dep in node.read_writes.reads if isinstance(dep, MemoryDep)]
+    read = [
+        dep for node in nodes if node.is_reduction() for dep in node.read_writes.reads if isinstance(dep, MemoryDep)
+    ]
     return writes and bool(read) and all(dep.index.coeff(dep.var_names[-1]) != 1 for dep in read if dep.var_names)
 
 
@@ -123,7 +125,9 @@ def grouped(scheduler: Any) -> Any:
     small = [[node for node in group if _is_small(node)] for group in groups]
     first = [node for group in small for node in group if _is_first(node)]
     others = [[node for node in group if not _is_first(node)] for group in small]
-    last = _lists(sorted((node for group in others for node in group if _is_last(node)), key=lambda node: node.min_order))
+    last = _lists(
+        sorted((node for group in others for node in group if _is_last(node)), key=lambda node: node.min_order)
+    )
     for nodes in last:
         order = max(node.min_order for node in nodes)
         for node in nodes:
