@@ -11,7 +11,10 @@ A step is forward, the mean of outputs² plus the mean of the losses, and backwa
 compile, in parallel, and wait; then everything is measured alone. Nothing is timed unless original and ours agree at
 windows of whole frames, on the device itself, in float64.
 
-    ms         from the first launch to the device's end, median of the steps
+    ms         a step that is waited for, from its call to the device's end, median of the steps: with what the host
+               does before the first launch, while the device has nothing to do
+    in a row ms     of steps of which only the last is waited for: the time of all over their number. So training takes
+               them, which reads a step's figures one step late; the host is ahead where the device takes longer
     host ms    until the host is free again: what a loop that reads nothing waits for
     launches   kernels, copies and fills that the device runs (CUDA)
     host launches   those that the host asks for: a graph's replay is one (CUDA)
@@ -113,6 +116,16 @@ def on_device(step: Callable[[], None], count: int = 40) -> dict[str, Any]:
     }
 
 
+def in_a_row(step: Callable[[], None], count: int, wait: Callable[[], None]) -> float:
+    """Seconds of each of `count` steps, of which only the last is waited for."""
+    wait()
+    began = time.perf_counter()
+    for _ in range(count):
+        step()
+    wait()
+    return (time.perf_counter() - began) / count
+
+
 def measured(step: Callable[[], None], options: argparse.Namespace, agent: nn.Module) -> dict[str, Any]:
     """Figures of a step that is warm."""
     cuda = options.device == "cuda"
@@ -127,6 +140,7 @@ def measured(step: Callable[[], None], options: argparse.Namespace, agent: nn.Mo
         wait()
         wall.append(time.perf_counter() - began)
     row["ms"], row["host_ms"] = (1e3 * statistics.median(times) for times in (wall, host))
+    row["in_a_row_ms"] = 1e3 * in_a_row(step, options.steps, wait)
     if cuda:
         row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
         row["host_launches"] = host_launches(step)
@@ -250,7 +264,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def report(rows: list[dict[str, Any]], options: argparse.Namespace, parity: dict[str, float]) -> None:
     print(f"torch {torch.__version__}, {machine(options.device)['device']}, 3 pairs, {options.frames} -> "
           f"{options.window} frames, training mode; parity: {parity}")  # fmt: skip
-    columns = ("ms", "host_ms", "busy_ms", "launches", "host_launches", "saved_gib", "peak_gib")
+    columns = ("ms", "in_a_row_ms", "host_ms", "busy_ms", "launches", "host_launches", "saved_gib", "peak_gib")
     titles = "".join(f"{column.replace('_', ' '):>14}" for column in columns)
     print(f"{'precision':10}{'B':>4}  {'variant':10}{titles}   ms / original's")
     by_key = {(row["precision"], row["batch"], row["variant"]): row for row in rows}

@@ -40,7 +40,7 @@ class _Biased(torch.autograd.Function):
 
 
 def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor, rows: int = ROWS) -> Tensor:
-    """`F.linear(x, weight, bias)` of x `[n, channels]`, as `[n / rows, rows, d]`; as `[1, n, d]` where n is no multiple.
+    """`F.linear(x, weight, bias)` of x `[n, channels]` as `[n / rows, rows, d]`, or `[1, n, d]` where n is no multiple.
 
     What follows, as far as it is elementwise, has to keep the shape.
     """

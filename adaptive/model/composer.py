@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses.signals import wide
-from . import bias, lean
-from .convolution import Convolution, channels_together, convolve
+from . import bias, convolution, encoder, lean
+from .convolution import Convolution
 from .dropout import Dropout, is_plain_dropout
-from .encoder import Encoder, compiles_for_cuda
+from .encoder import Encoder
 from .gelu import gelu
 from .plain import is_plain
 from .validation import check_count, check_probability, check_streams
@@ -53,12 +53,8 @@ class MultiScaleExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Rhythm, harmony, timbre."""
-        convolutions = [layer for layer in self.children() if isinstance(layer, Convolution)]
-        if (
-            channels_together(x)
-            and len(convolutions) == 9
-            and all(is_plain(conv, Convolution) for conv in convolutions)
-        ):
+        convolutions = [layer for branch in BRANCHES for layer in self._layers(branch)[:3]]
+        if convolution.channels_together(x) and all(is_plain(layer, Convolution) for layer in convolutions):
             return self._together(x)
         return tuple(self._branch(branch, x) for branch in BRANCHES)
 
@@ -76,7 +72,10 @@ class MultiScaleExtractor(nn.Module):
         joined = [torch.cat([getattr(skip, name) for skip in skips]) for name in ("weight", "bias")]
         kernels = [*((conv.weight, conv.bias, conv.padding[0]) for conv in (*firsts, *seconds)), (*joined, 0)]
         spread = bias.spread_over([each[1] for each in kernels], x.shape[0] * bias.blocks_of(x.shape[2])[0])
-        calls = [partial(convolve, weight=w, bias=b, padding=p, spread=s) for (w, b, p), s in zip(kernels, spread)]
+        calls = [
+            partial(convolution.convolve, weight=w, bias=b, padding=p, spread=s)
+            for (w, b, p), s in zip(kernels, spread, strict=True)
+        ]
         skipped = calls[-1](x).chunk(len(skips), dim=1)
         out = []
         for i, norm in enumerate(norms):
@@ -132,19 +131,19 @@ class ComponentComposer(nn.Module):
 
     def _encoded(self, x: Tensor) -> Tensor:
         """`[N, W, 6 * component_dim]` -> `[N, W, d_model]`, with positions."""
-        projection, encoder = self.component_projection, self.pos_encoder
-        plain = is_plain(projection, nn.Linear) and is_plain(encoder, PositionalEncoding)
-        if not compiles_for_cuda(x) or not plain or projection.bias is None or x.shape[1] % bias.ROWS:
-            return encoder(projection(x))
+        projection, positions = self.component_projection, self.pos_encoder
+        plain = is_plain(projection, nn.Linear) and is_plain(positions, PositionalEncoding)
+        whole = x.shape[1] % bias.ROWS == 0 and x.shape[1] <= positions.pe.shape[1]
+        if not encoder.compiles_for_cuda(x) or not plain or projection.bias is None or not whole:
+            return positions(projection(x))
         blocks = (x.shape[0], x.shape[1] // bias.ROWS, bias.ROWS)
         rows = bias.linear_as(x.flatten(0, 1), projection.weight, projection.bias, blocks)  # [N, W / ROWS, ROWS, ...]
-        positions = encoder.pe[:, : x.shape[1]].view(1, *blocks[1:], -1)
-        return (rows + positions).flatten(1, 2)
+        return (rows + positions.pe[:, : x.shape[1]].view(1, *blocks[1:], -1)).flatten(1, 2)
 
     def _projected(self, x: Tensor) -> Tensor:
         """`[N, W, d_model]` -> `[N, W, encoding_dim]`."""
         layers = self.output_projection
-        in_blocks = compiles_for_cuda(x)
+        in_blocks = encoder.compiles_for_cuda(x)
         if not (in_blocks or lean.can_be_lean(x)) or not is_plain(layers, nn.Sequential) or len(layers) != 4:
             return layers(x)
         first, activation, dropout, last = layers
@@ -300,7 +299,7 @@ class CompositionalCreativeAgent(nn.Module):
 
     def _components(self, x_input: Tensor, x_target: Tensor) -> tuple[Tensor, Tensor]:
         parts = [*self.input_extractor(x_input), *self.target_extractor(x_target)]
-        if channels_together(x_input):
+        if convolution.channels_together(x_input):
             stacked = torch.cat([part.transpose(1, 2) for part in parts], dim=2).transpose(1, 2)
         else:
             stacked = torch.cat(parts, dim=1)
@@ -312,10 +311,11 @@ class CompositionalCreativeAgent(nn.Module):
             return layers(stacked)
         first, activation, last = layers
         assert isinstance(activation, nn.LeakyReLU)  # as is_plain found; narrows the type
-        if channels_together(stacked) and is_plain(
+        if convolution.channels_together(stacked) and is_plain(
             first, nn.Conv1d, kernel_size=(1,), padding=(0,), stride=(1,), groups=1
         ):
-            hidden = convolve(stacked, first.weight, first.bias, 0)
+            assert isinstance(first, nn.Conv1d)  # as is_plain found; narrows the type
+            hidden = convolution.convolve(stacked, first.weight, first.bias, 0)
         else:
             hidden = first(stacked)
         return last(lean.leaky_relu(hidden, activation.negative_slope))

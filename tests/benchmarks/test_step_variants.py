@@ -47,7 +47,25 @@ def test_a_child_measures_each_precision_and_batch():
         ("bf16", 2),
     ]
     assert all(row["ms"] >= row["host_ms"] > 0 and "failed" not in row for row in rows)
+    assert all(row["in_a_row_ms"] > 0 for row in rows)
     assert rows[1]["saved_gib"] > rows[0]["saved_gib"]
+
+
+def test_steps_in_a_row_are_waited_for_once(monkeypatch):
+    """Each takes the host a second; the device has 10 left to do at the end."""
+    clock, called = [0.0], []
+
+    def step():
+        called.append("step")
+        clock[0] += 1.0
+
+    def wait():
+        called.append("wait")
+        clock[0] += 10.0
+
+    monkeypatch.setattr(step_variants.time, "perf_counter", lambda: clock[0])
+    assert step_variants.in_a_row(step, 4, wait) == (4 + 10) / 4
+    assert called == ["wait", "step", "step", "step", "step", "wait"]
 
 
 def test_what_fails_is_a_row_that_says_why(capsys):
@@ -62,6 +80,7 @@ def test_what_fails_is_a_row_that_says_why(capsys):
     printed = capsys.readouterr().out
     assert printed.count("failed: ValueError") == 3
     assert "1.00" in printed
+    assert "in a row ms" in printed
     step_variants.report(rows, options(precision=["float32"], only=["eager"]), {})  # without the original: no ratio
     assert capsys.readouterr().out.count("failed: ValueError") == 1
 

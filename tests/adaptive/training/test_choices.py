@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import sympy
@@ -11,6 +12,8 @@ import torch
 import torch._inductor.config
 from torch import Tensor
 from torch._inductor.choices import InductorChoices
+from torch._inductor.dependencies import MemoryDep
+from torch._inductor.scheduler import SchedulerNode
 from torch._inductor.virtualized import V
 
 from adaptive_window.training import choices
@@ -37,6 +40,41 @@ def test_warps_share_columns_of_the_rows_that_torchinductor_would_divide() -> No
         assert config_of(128) is None
         assert config_of(1024) is None
     assert config_of(512) is None  # compiled without our options
+
+
+def node_of(reduces: bool, numel: int, index: sympy.Expr | None = None) -> Any:
+    """As the scheduler has it: a sum over the last of three loops that reads at the index, or what is elementwise."""
+    made = SimpleNamespace(node=SimpleNamespace(get_numel=lambda: sympy.Integer(numel)))
+    reads = [] if index is None else [MemoryDep("buf", index, LOOPS, (2400, 512, choices.ROWS_OF_BLOCK))]
+    node = mock.Mock(spec=SchedulerNode, read_writes=SimpleNamespace(reads=reads))
+    node.is_reduction.return_value, node.get_outputs.return_value = reduces, [made]
+    return node
+
+
+LOOPS = sympy.symbols("c0 c1 c2", integer=True)
+
+
+def test_blocks_of_sums_over_what_the_kernel_writes() -> None:
+    rows, (block, column, row) = choices.ROWS_OF_BLOCK, LOOPS
+    outer = 2400 * 512
+    written = node_of(False, outer * rows)
+    over_rows = node_of(True, outer, 512 * rows * block + column + 512 * row)
+    over_columns = node_of(True, outer, rows * (512 * block + column) + row)
+
+    def config(nodes: list[Any], wide: int = rows) -> dict[str, int] | None:
+        features = SimpleNamespace(
+            reduction_numel=sympy.Integer(wide), numel=sympy.Integer(outer * rows // wide), node_schedule=nodes
+        )
+        found = choices.Choices().triton_kernel_kwargs(None, features, [], {})
+        return found["fixed_config"].config if "fixed_config" in found else None
+
+    with torch._inductor.config.patch(OURS):
+        assert config([written, over_rows]) == config([written, over_rows], 2 * rows) == choices.BLOCK
+        assert config([over_rows]) is None  # writes nothing else
+        assert config([written, over_columns]) is None  # over what lies side by side
+        assert config([written]) is None
+        assert config([written, over_rows], 128) is None
+    assert config([written, over_rows]) is None  # compiled without our options
 
 
 def test_somebody_elses_choices_stay() -> None:
@@ -86,7 +124,11 @@ def test_casts_come_together_and_nothing_that_needs_another(monkeypatch: pytest.
     groups = [group for group in seen["with"] if group]
     taken = [node for group in groups for node in group]
     assert len(taken) == len(set(taken))
-    assert sorted(map(len, groups)) == [2, 2, 2, 3]  # casts of one depth, and all of weights
+    assert sorted(map(len, groups)) == [3, 6]  # casts of weights, and those that nothing needs
+    first, last = sorted(groups, key=len)
+    assert len({node.min_order for node in last}) == 1  # where the last of them was: behind all products
+    assert last[0].min_order == max(node.max_order for node in last)
+    assert len({node.min_order for node in first}) == 3
     for group in groups:
         for node in group:
             assert not any(node.ancestors & other.get_operation_names() for other in group if other is not node)
