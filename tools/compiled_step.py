@@ -42,7 +42,7 @@ def _attention(precision: str) -> Any:
 @contextlib.contextmanager
 def _as_compiled_for_cuda(precision: str) -> Iterator[None]:
     """The agent takes the ways that it takes where it is compiled for CUDA, with cuDNN's attention and convolutions."""
-    from adaptive_window.model import encoder, tonality
+    from adaptive_window.model import composer, encoder, tonality
 
     native: Any = torch._C
 
@@ -54,7 +54,8 @@ def _as_compiled_for_cuda(precision: str) -> Iterator[None]:
     with (
         mock.patch.object(torch.compiler, "is_compiling", return_value=True),
         mock.patch.object(encoder, "attention", _attention(precision)),
-        mock.patch.object(encoder, "is_plain", return_value=True),  # of fake weights
+        mock.patch.object(composer, "is_plain", return_value=True),  # of fake weights
+        mock.patch.object(encoder, "is_plain", return_value=True),
         mock.patch.object(tonality, "is_plain", return_value=True),
         mock.patch.object(native, "_select_conv_backend", return_value=native._ConvBackend.Cudnn),
         mock.patch.object(native, "_conv_determine_backend_memory_format", layout),
