@@ -38,6 +38,16 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.split(",") if number.strip())
 
 
+def _enclosed(text: str) -> str:
+    """Of a text that begins with a parenthesis, up to where it is closed."""
+    depth = 0
+    for end, sign in enumerate(text):
+        depth += (sign == "(") - (sign == ")")
+        if depth == 0:
+            return text[: end + 1]
+    return text
+
+
 class Kernel(NamedTuple):
     """One of TorchInductor's, and how often a call launches it."""
 
@@ -65,7 +75,7 @@ class Kernel(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Read and written, everything once each."""
+        """Read and written, everything once each; of an argument of which it has a slice, no more than it touches."""
         if "def get_args" not in self.source:  # of kernels in one launch, only the numbers of elements: casts, 4 to 2
             rows: dict[str, list[int]] = {}
             for part, size in re.findall(r"'[xyr]0?_?numel_(\d+)': (\d+)", self.source):
@@ -76,8 +86,10 @@ class Kernel(NamedTuple):
         total = 0
         for name, sizes, _, dtype in re.findall(_TENSOR, self.source[self.source.index("def get_args") :]):
             argument = names[int(name.removeprefix("arg_"))]
-            size = prod(_numbers(sizes)) * getattr(torch, dtype).itemsize
-            total += size * sum(f"tl.{verb}({argument} " in self.body for verb in ("load", "store"))
+            for verb in ("load", "store"):
+                places = {_enclosed(rest) for rest in re.findall(rf"tl\.{verb}\({argument} \+ (.*)", self.body)}
+                touched = min(prod(_numbers(sizes)), len(places) * self.elements)
+                total += touched * getattr(torch, dtype).itemsize
         return total
 
     def instructions(self, arch: int) -> float:

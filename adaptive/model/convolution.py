@@ -3,6 +3,7 @@
 cuDNN's kernels want channels next to each other and turn whatever is not so, tensor by tensor: at 48 windows of 800
 frames 108 of a step's kernels do nothing else. PyTorch makes frames of a one-dimensional convolution contiguous before
 it asks cuDNN, so these are two-dimensional, of height 1. Turned once, by what comes before, all between them stays so.
+Biases are added by what reads the convolution's output, which is written once so and kept as it is.
 """
 
 from __future__ import annotations

@@ -120,6 +120,8 @@ class TestGeneratedCode:
         )  # fmt: skip
         assert added.bytes == 2048 * 2 + 4 + 2048 * 4
         assert (cast.launches, cast.bytes) == (1, 6 * (100 + 20 * 3))
+        slices = added.source.replace("rand_strided((2, 1024), (1024, 1)", "rand_strided((2, 4096), (4096, 1)")
+        assert added._replace(source=slices).bytes == added.bytes  # of each row of 4096, a slice
 
     def test_kinds_by_name_and_grid(self) -> None:
         (kernel, _) = kernels(FORWARD)
