@@ -158,6 +158,7 @@ class ComponentComposer(nn.Module):
         if last.bias is None:
             return layers(x)
         if in_blocks and is_plain(first, nn.Linear) and first.bias is not None:
+            assert isinstance(first, nn.Linear)  # as is_plain found; narrows the type
             hidden = bias.linear_in_blocks(x.flatten(0, 1), first.weight, first.bias)
             return last(dropout(gelu(hidden)).flatten(0, 1)).view(*x.shape[:2], -1)
         if in_blocks:
