@@ -199,8 +199,8 @@ def check_three_products() -> None:
     from adaptive_window.kernels.triton.configurations import Target
     from adaptive_window.kernels.triton.launch import use_target
 
-    # more tiles than programs, for `product_backward`; and TF32's gradients, which are in `joint_backward`, and of which
-    # dz goes to `window_backward` in 24 bits: two of its tiles
+    # more tiles than programs, for `product_backward`; and TF32's gradients, which are in `joint_backward`, from which
+    # dz goes to `window_backward` in 24 bits, two of its tiles
     for precision, window in (("bf16x3", 131), ("tf32", 60)):
         case = dataclasses.replace(PLAIN, dtype=torch.float32, batch=1, channels=17, taps=3, window=window)
         values = arguments(case)
