@@ -57,7 +57,7 @@ def split(a, PRECISION: tl.constexpr):
 def pack(a):
     """float32 in 24 bits: (the upper 16, the 8 after them), 16 of them mantissa, rounded; a NaN remains one."""
     bits = a.to(tl.int32, bitcast=True)
-    bits = tl.where(a == a, bits + 0x80, bits)
+    bits += tl.where(a == a, 0x80, 0)
     return (bits >> 16).to(tl.int16), (bits >> 8).to(tl.int8)
 
 

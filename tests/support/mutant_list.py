@@ -276,8 +276,8 @@ _BACKWARD = [
         "tl.load(dz_ptr + offsets, mask=inside, other=0.0, eviction_policy=LAST_READ)",
         "tl.load(dz_ptr + offsets, mask=mask, other=0.0)",
     ),
-    Mutant("24 bits: not rounded", "pack", "bits + 0x80", "bits"),
-    Mutant("24 bits: NaN beyond all numbers", "pack", "tl.where(a == a, bits + 0x80, bits)", "bits + 0x80"),
+    Mutant("24 bits: not rounded", "pack", "tl.where(a == a, 0x80, 0)", "0"),
+    Mutant("24 bits: NaN beyond all numbers", "pack", "tl.where(a == a, 0x80, 0)", "0x80"),
     Mutant("24 bits: the lower ones signed", "unpack", "lower.to(tl.int32) & 0xFF", "lower.to(tl.int32)"),
     Mutant(
         "24 bits: the lower ones left out",
