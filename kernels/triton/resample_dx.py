@@ -158,7 +158,7 @@ def clip_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, target:
         return places.zeros(x)
     dx = places.empty_gradient(x)
     target, compute = target or target_of(x.device), compute_dtype(x.dtype)
-    precision = "fp64" if compute == torch.float64 else "16 bits" if grad.dtype.itemsize == 2 else ""
+    precision = "fp64" if compute == torch.float64 else ""
     config = configuration("resample_dx", target, precision, channels, window, frames)
     block_x, block_c = config.constants["BLOCK_X"], config.constants["BLOCK_C"]
     arguments = {

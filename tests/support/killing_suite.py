@@ -59,6 +59,7 @@ def crafted_cases() -> Iterator[Case]:
     yield case("resample_windows", 16, frames=97, window=61, layout="sliced", channels=70, grad_layout="transposed")
     yield case("resample_windows", 17, frames=1, window=3, layout="transposed")
     yield case("resample_windows", 18, absurd=True, pairs=3, grad_layout="sliced")
+    yield case("resample_windows", 43, channels=128, frames=16, window=9, batch=1)  # two whole chunks of channels
     yield case("windowed_tonality", 1)
     yield case("windowed_tonality", 2, frames=97, window=53, taps=9, channels=17, layout="sliced", pairs=1)
     yield case("windowed_tonality", 3, channels=65, window=5, batch=1, grad_layout="transposed", taps=3)
