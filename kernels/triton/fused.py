@@ -5,7 +5,7 @@ walked in four chunks, so that a tile's registers hold one chunk of the convolut
 
 One program walks tiles n, n + programs, ... of all windows: the pointwise weight then stays in shared memory. It
 prepares it there itself where PREPARE, and the rest of the weights in memory of its own (`prepare_within`): a launch
-for that alone takes 4 us (measured), this 1 (predicted). What the backward pass wants of it, the last one keeps.
+for that alone takes 4 us (measured). What the backward pass wants of it, the last one keeps.
 
 A tile is BLOCK_T frames, of which the outer HALO on either side only feed the depthwise convolution. Windows stand in
 one row, JOINED − W ≥ K // 2 frames of padding after each, and a tile may hold the end of one and the beginning of the
