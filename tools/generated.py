@@ -59,6 +59,8 @@ class Kernel(NamedTuple):
     def kind(self) -> str:
         if "MixOrderReductionGrid" in self.source:  # sums over rows and over columns, from one reading
             return "both sums" if "fixed_config(" in self.source else "both sums, rows divided"
+        if "fixed_config(" in self.source:  # `training.choices` lays out nothing else
+            return "sums over blocks"
         return {"poi": "elementwise", "red": "sums over columns"}.get(self.name.split("_")[1], "sums over rows")
 
     @property

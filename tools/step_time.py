@@ -32,12 +32,13 @@ MEASURED = ROOT / "benchmarks" / "results" / "h100-2026-11-27-evening" / "agent-
 GIB = 2**30
 CODE = MEASURED.with_name("compiled-kernels.json")  # `Work` of what was measured, as this made it from commit 048b28e
 WINDOW = 800
-BYTES_PER_US = {  # fitted to what was measured, but for "both sums", which no GPU has run
+BYTES_PER_US = {  # fitted to what was measured, but for the last two, which no GPU has run
     "elementwise": 2.97e6,
     "sums over rows": 2.97e6,
-    "both sums": 2.97e6,
     "sums over columns": 2.27e6,
     "both sums, rows divided": 1.37e6,
+    "both sums": 2.97e6,
+    "sums over blocks": 2.97e6,  # of rows, by the kernel that writes what it sums
 }
 ISSUED_PER_US = absent_gpu.PROCESSORS * 4 * 32 * 1.755e3  # instructions of threads: four warps' a cycle
 WORTH_COUNTING = 2**24  # elements of a kernel whose instructions may decide

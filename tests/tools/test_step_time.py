@@ -125,6 +125,7 @@ class TestGeneratedCode:
         (kernel, _) = kernels(FORWARD)
         assert kernel._replace(name="triton_red_fused_0").kind == "sums over columns"
         assert kernel._replace(name="triton_per_fused_0").kind == "sums over rows"
+        assert kernel._replace(source=kernel.source + "fixed_config(").kind == "sums over blocks"
         mixed = kernel._replace(source=kernel.source + "MixOrderReductionGrid")
         assert mixed.kind == "both sums, rows divided"
         assert mixed._replace(source=mixed.source + "fixed_config(").kind == "both sums"
