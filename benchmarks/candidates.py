@@ -68,6 +68,6 @@ CANDIDATES: dict[str, list[Configuration]] = {
         _c(warps, BLOCK=256, BLOCK_R=rows, STAGES=stages)
         for warps, rows, stages in ((8, 8, 9), (8, 8, 5), (8, 16, 5), (8, 16, 7), (8, 32, 3), (4, 8, 9))
     ],
-    "resample_dx": _tiles("BLOCK_X", ((128, 32, 4), (128, 16, 2), (128, 64, 4), (64, 64, 4), (256, 16, 4))),
+    "resample_dx": _tiles("BLOCK_X", ((32, 32, 1), (32, 16, 1), (32, 64, 1), (64, 32, 1), (64, 32, 2), (128, 32, 4))),
     "prepare_weights": [_c(warps, BLOCK=size) for warps, size in ((8, 8), (8, 16), (16, 8), (16, 16), (16, 32))],
 }

@@ -129,9 +129,7 @@ def row_of(job: Job, found: Sequence[Launch]) -> tuple[Row, Launch]:
     launch = next(one for one in found if one.name == job.kernel)
     if job.number < 0:
         shape = (128, 800, 1200) if job.kernel == "resample_dx" else (128, 800)
-        precision = job.precision
-        if job.kernel == "resample_dx":
-            precision = "16 bits" if launch.arguments["grad_ptr"].dtype.itemsize == 2 else ""
+        precision = "" if job.kernel == "resample_dx" else job.precision
         config = configuration(job.kernel, Target(90, 132), precision, *shape)
     else:
         config = CANDIDATES[job.kernel][job.number]
@@ -230,6 +228,9 @@ def comparable(arguments: dict[str, Any]) -> dict[str, Tensor]:
         hi, lo = values.get(f"{name}_ptr"), values.pop(f"{name}_lo_ptr", None)
         if hi is not None and lo is not None and arguments.get("PRECISION") == "bf16x3":
             values[f"{name}_ptr"] = hi + lo
+    upper, lower = arguments.get("dz_ptr"), arguments.get("dz_lo_ptr")
+    if upper is not None and upper.dtype == torch.int16 and lower is not None:  # float32 in 24 bits
+        values["dz_ptr"] = (upper.int() << 16 | (lower.int() & 0xFF) << 8).view(torch.float32).double()
     return values
 
 

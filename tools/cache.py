@@ -155,7 +155,7 @@ class Walk:
                 if halves and f"{name}_lo_ptr" in self.arguments:
                     touched += self._rows(f"{name}_lo_ptr", pair, everything, frames)
             touched += self._rows(f"{store}_ptr", pair, everything, frames, store=True)
-            if halves and f"{store}_lo_ptr" in self.arguments:
+            if self.arguments.get("PACK") or (halves and store == "du"):
                 touched += self._rows(f"{store}_lo_ptr", pair, everything, frames, store=True)
             yield touched
 
@@ -178,6 +178,7 @@ class Walk:
                 *self._clip("source_ptr", pair, chunks, frames),
                 *self._rows("grad_ptr", pair, chunks, frames, last=True),
                 *self._rows("dz_ptr", pair, chunks, frames, last=True),
+                *(self._rows("dz_lo_ptr", pair, chunks, frames, last=True) if self.arguments["PACKED"] else []),
                 *self._rows("dy_ptr", pair, chunks, frames, store=True),
             ]
 

@@ -122,6 +122,13 @@ class Call:
         """How z is stored and multiplied, backward: in one kernel, three products stand for TF32's (see `joint`)."""
         return "bf16x3" if self.precision == "tf32" and self.joint else self.precision
 
+    @property
+    def packs(self) -> bool:
+        """Whether `joint_backward` passes dz on in 24 bits (`operands.pack`): 2⁻¹⁶ off at most, which is less than its
+        two products may be, and 32 times less than TF32 itself. Without TF32, dz is passed on as it is computed.
+        """
+        return self.precision == "tf32" and self.operand_precision == "bf16x3"
+
     def scratch(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.compute, device=self.strength.device)
 

@@ -96,15 +96,10 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(_c(4, BLOCK_T=32, BLOCK_C=64), arch=0),
         Row(_c(4, BLOCK_T=128, BLOCK_C=16)),
     ),
-    "resample_dx": (
+    "resample_dx": (  # a thread holds one frame of all channels
         Row(_c(4, BLOCK_X=32, BLOCK_C=64), arch=0),
-        Row(_c(4, BLOCK_X=128, BLOCK_C=8), precision="fp64", even=False),
-        Row(_c(4, BLOCK_X=128, BLOCK_C=16), precision="fp64", full=False),
-        Row(_c(4, BLOCK_X=128, BLOCK_C=16), precision="fp64"),  # twice the channels spill 40 B in Triton 3.6
-        Row(_c(4, BLOCK_X=128, BLOCK_C=32), precision="16 bits"),  # of the gradient; twice the channels spill 16 B
-        Row(_c(4, BLOCK_X=128, BLOCK_C=32), even=False),
-        Row(_c(8, BLOCK_X=256, BLOCK_C=32), full=False),
-        Row(_c(4, BLOCK_X=128, BLOCK_C=32)),  # measured: 26.7 us, 28.5 with twice the channels
+        Row(_c(1, BLOCK_X=32, BLOCK_C=16), precision="fp64"),
+        Row(_c(1, BLOCK_X=32, BLOCK_C=32)),
     ),
 }
 

@@ -5,6 +5,8 @@ channel-major, and its operands have 16 bits: tensor cores then take every opera
 z as it is loaded, the weight in either direction, and du, which is written there once for both of its products. TF32's
 products are computed as three of bfloat16, which are more exact: a 32-bit operand would have to be turned around.
 
+dz goes on in 24 bits with TF32, whose products it bears the error of (`Call.packs`).
+
 Sums over frames (dâ, dγ) are kept folded, as one thread holds them: two registers each.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,7 +25,7 @@ from .interpolation import channel_offsets
 from .launch import launch
 from .loops import runtime_range, sum_both
 from .moments import Moments, load_moments, store_restored
-from .operands import Split, load_split, multiply, split
+from .operands import Split, load_split, multiply, pack, split
 
 
 @triton.jit
@@ -43,6 +46,7 @@ def joint_backward(
     grad_ptr,  # [B, P, C, W]
     moments_ptr,  # `moments.Moments`
     dz_ptr,  # out: [B, P, C, W]
+    dz_lo_ptr,  # out, where PACK
     heard_ptr,  # out: [B, P, tiles of a window], Σ g·(v − β)
     restored_ptr,  # out: [B, P, 3, W], as `norm_backward` leaves it
     dpointwise_ptr,  # out: [programs, C, C] (in, out)
@@ -64,6 +68,7 @@ def joint_backward(
     BLOCK_T: tl.constexpr,
     STAGES: tl.constexpr,
     WEIGHT_FIRST: tl.constexpr,  # dÂ before dz: in fewer registers, a little slower
+    PACK: tl.constexpr,  # dz in 24 bits
     PRECISION: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
@@ -124,7 +129,12 @@ def joint_backward(
         if NEED_DZ:
             dz = tl.zeros((PADDED, BLOCK_T), COMPUTE)
             dz = multiply(tl.trans(hi), tl.trans(lo), du_hi, du_lo, dz, PRECISION)
-            tl.store(dz_ptr + base + offsets, dz.to(dz_ptr.dtype.element_ty), mask=mask)
+            if PACK:
+                upper, lower = pack(dz)
+                tl.store(dz_ptr + base + offsets, upper, mask=mask)
+                tl.store(dz_lo_ptr + base + offsets, lower, mask=mask)
+            else:
+                tl.store(dz_ptr + base + offsets, dz.to(dz_ptr.dtype.element_ty), mask=mask)
         if NEED_WEIGHT and not WEIGHT_FIRST:
             total = multiply(z_hi, z_lo, tl.trans(du_hi), tl.trans(du_lo), total, PRECISION)
     program = tl.program_id(0).to(tl.int64)
@@ -141,7 +151,7 @@ class Joint(NamedTuple):
     """What the kernel leaves, as far as it was asked for."""
 
     normed: Normed  # without du
-    dz: Tensor | None  # [B, P, C, W]
+    dz: Split | None  # [B, P, C, W], in 24 bits where `Call.packs`
     dproduct: Tensor | None  # dÂᵀ [rows, C, C] (in, out), to be summed over rows
 
 
@@ -171,7 +181,11 @@ def gradients(
         dbias=call.scratch(programs, channels) if bias else None,
         dnorm=call.scratch(programs, channels) if norm else None,
     )
-    out = call.scratch(*call.shape, dtype=call.passed) if dz else None
+    out = None
+    if dz and call.packs:
+        out = Split(call.scratch(*call.shape, dtype=torch.int16), call.scratch(*call.shape, dtype=torch.int8))
+    elif dz:
+        out = Split.whole(call.scratch(*call.shape, dtype=call.passed))
     partial = call.scratch(programs, channels, channels) if weight else None
     pointwise = call.prepared.operand
     arguments = {
@@ -183,7 +197,9 @@ def gradients(
         "pointwise_bias_ptr": call.prepared.bias,
         "norm_weight_ptr": call.prepared.norm,
         "grad_ptr": grad_out,
-        "dz_ptr": call.spare(out),
+        "dz_ptr": call.spare(out and out.hi),
+        "dz_lo_ptr": call.spare(out and out.lo),
+        "PACK": call.packs,
         "heard_ptr": call.spare(normed.heard),
         "restored_ptr": call.spare(normed.restored),
         "dpointwise_ptr": call.spare(partial),

@@ -21,7 +21,10 @@ from torch import Tensor
 
 
 class Split(NamedTuple):
-    """An operand of the pointwise products: hi + lo for "bf16x3", else hi alone (and lo is hi)."""
+    """An operand of the pointwise products: hi + lo for "bf16x3", else hi alone (and lo is hi).
+
+    Or dz, as it is, or in 24 bits as `pack` leaves it.
+    """
 
     hi: Tensor
     lo: Tensor
@@ -31,6 +34,10 @@ class Split(NamedTuple):
         """Room for an operand, in the dtype of `like`."""
         hi = torch.empty(shape, dtype=like.dtype, device=like.device)
         return cls(hi, torch.empty_like(hi) if precision == "bf16x3" else hi)
+
+    @classmethod
+    def whole(cls, tensor: Tensor) -> "Split":
+        return cls(tensor, tensor)
 
 
 @triton.jit
@@ -44,6 +51,21 @@ def split(a, PRECISION: tl.constexpr):
         return hi, hi
     else:
         return a, a
+
+
+@triton.jit
+def pack(a):
+    """float32 in 24 bits: (the upper 16, the 8 after them), 16 of them mantissa, rounded; a NaN remains one."""
+    bits = a.to(tl.int32, bitcast=True)
+    bits += tl.where(a == a, 0x80, 0)
+    return (bits >> 16).to(tl.int16), (bits >> 8).to(tl.int8)
+
+
+@triton.jit
+def unpack(upper, lower):
+    """What `pack` has packed."""
+    bits = (upper.to(tl.int32) << 16) | ((lower.to(tl.int32) & 0xFF) << 8)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

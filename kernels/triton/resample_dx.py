@@ -10,8 +10,6 @@ i: at most two touch one sample for ratio ≥ 1, ⌈2/ratio⌉ for less. Frames 
 touch the same one or two samples, with the same weights: their gradients are summed first, then added once.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -33,6 +31,7 @@ def held_frames(
     i0,
     k,
     grad_ptr,
+    channel,  # [1, BLOCK_C], offsets
     W: tl.constexpr,
     STRIDE_GW: tl.constexpr,
     BLOCK_X: tl.constexpr,
@@ -44,7 +43,7 @@ def held_frames(
     for block in runtime_range(begin, end, BLOCK_X, num_stages=1):
         t = block + tl.arange(0, BLOCK_X)
         held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
-        g = tl.load(grad_ptr + frame_offsets(held, STRIDE_GW)[:, None], mask=(t < end)[:, None], other=0.0)
+        g = tl.load(grad_ptr + frame_offsets(held, STRIDE_GW)[:, None] + channel, mask=(t < end)[:, None], other=0.0)
         total += tl.sum(g.to(COMPUTE), 0)
     whole = tl.floor(position)
     weight = sample_weight(k.to(COMPUTE), (whole - i0).to(COMPUTE), (position - whole).to(COMPUTE))
@@ -71,7 +70,6 @@ def resample_dx(
     C: tl.constexpr,
     STRIDE_GC: tl.constexpr,
     STRIDE_GW: tl.constexpr,
-    T_STEP: tl.constexpr,  # divides T: what aligned stores take from it, T itself being known at run time only
     BLOCK_X: tl.constexpr,
     BLOCK_C: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -90,21 +88,26 @@ def resample_dx(
     i0 = (rest - chunk * tiles) * BLOCK_X
     k = tl.arange(0, BLOCK_X)
     c = chunk * BLOCK_C + tl.arange(0, BLOCK_C)
-    channel_ptr = grad_ptr + b.to(tl.int64) * stride_gb + channel_offsets(c, C, SPAN, STRIDE_GC)[None, :]
+    if SPAN == C:  # offsets known at compile time, which loads take as they are
+        grad_ptr += chunk.to(tl.int64) * (BLOCK_C * STRIDE_GC)
+        channel = channel_offsets(tl.arange(0, BLOCK_C), C, SPAN, STRIDE_GC)[None, :]
+    else:
+        channel = channel_offsets(c, C, SPAN, STRIDE_GC)[None, :]
+    grad_ptr += b.to(tl.int64) * stride_gb
     acc = tl.zeros((BLOCK_X, BLOCK_C), COMPUTE)
     for p in runtime_range(0, P, 1, num_stages=1):
         window = read_window(start_ptr, ratio_ptr, b * P + p, T, W, COMPUTE)
         start, ratio, lo, hi, poison = window
-        window_ptr = channel_ptr + p.to(tl.int64) * stride_gp
+        window_ptr = grad_ptr + p.to(tl.int64) * stride_gp
         pace = 1.0 / tl.maximum(ratio, 1.0e-9)  # frames per sample
         # first frame not held at LO, first frame held at HI
         first = tl.minimum(tl.maximum((lo - start + 0.5) * pace - 0.5, 0.0), W * 1.0)
         first = tl.where(ratio > 0.0, tl.ceil(first), W * 1.0).to(tl.int32)
         last = tl.minimum(tl.maximum((hi - start + 0.5) * pace - 0.5, -1.0), W - 1.0)
         last = tl.maximum(tl.floor(last).to(tl.int32) + 1, first)
-        # A window without a place reads frames 0 and 1 with weights of NaN, as the specification has it.
-        acc += tl.where(i0 + k < 2, poison, 0.0)[:, None]
         placed = poison == poison
+        if poison != poison:  # a window without a place reads frames 0 and 1 with weights of NaN, as specified
+            acc += tl.where(i0 + k < 2, poison, 0.0)[:, None]
         if (lo < i0 + BLOCK_X) & (hi > i0 - 1) & placed:
             if first < last:
                 # where p(t) = i0 + k − 1: the first frame that touches sample i0 + k is the next whole t
@@ -122,7 +125,7 @@ def resample_dx(
                     weight = tl.where(t < last, sample_weight(sample, i, f), 0.0)
                     held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
                     frame_ptr = window_ptr + frame_offsets(held, STRIDE_GW)[:, None]
-                    g = tl.load(frame_ptr, eviction_policy=LAST_READ).to(COMPUTE)
+                    g = tl.load(frame_ptr + channel, eviction_policy=LAST_READ).to(COMPUTE)
                     acc += g * weight[:, None]
                 more = tl.where(ratio < 1.0, tl.minimum(tl.ceil(2.0 * pace) + 1.0, W * 1.0), 0.0).to(tl.int32)
                 for e in runtime_range(2, more, 1, num_stages=1):
@@ -131,17 +134,19 @@ def resample_dx(
                     weight = tl.where(t < last, sample_weight(sample, i, f), 0.0)
                     held = tl.max_contiguous(tl.minimum(t, W - 1), 2)
                     frame_ptr = window_ptr + frame_offsets(held, STRIDE_GW)[:, None]
-                    g = tl.load(frame_ptr, eviction_policy=LAST_READ).to(COMPUTE)
+                    g = tl.load(frame_ptr + channel, eviction_policy=LAST_READ).to(COMPUTE)
                     acc += g * weight[:, None]
             if (first > 0) & (lo > i0 - 1):
-                acc += held_frames(0, first, lo, i0, k, window_ptr, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
+                acc += held_frames(0, first, lo, i0, k, window_ptr, channel, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
             if (last < W) & (hi < i0 + BLOCK_X):
-                acc += held_frames(last, W, hi, i0, k, window_ptr, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
-    i = i0 + k
+                acc += held_frames(last, W, hi, i0, k, window_ptr, channel, W, STRIDE_GW, BLOCK_X, BLOCK_C, COMPUTE)
+    # As for loads in `source_frames`: which axis runs fastest, but no more than one frame a thread. Four in a row would
+    # store at once, and work out four times the places, for a quarter of the channels.
+    i = tl.max_contiguous(tl.multiple_of(i0 + k, 1), 2)
     mask = (i < T)[:, None]
     if SPAN != C:
         mask = mask & (c < C)[None, :]
-    out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * (T // T_STEP * T_STEP) + i[:, None]
+    out_ptr = dx_ptr + (b.to(tl.int64) * C + c)[None, :] * T + i[:, None]
     tl.store(out_ptr, acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -153,7 +158,7 @@ def clip_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, target:
         return places.zeros(x)
     dx = places.empty_gradient(x)
     target, compute = target or target_of(x.device), compute_dtype(x.dtype)
-    precision = "fp64" if compute == torch.float64 else "16 bits" if grad.dtype.itemsize == 2 else ""
+    precision = "fp64" if compute == torch.float64 else ""
     config = configuration("resample_dx", target, precision, channels, window, frames)
     block_x, block_c = config.constants["BLOCK_X"], config.constants["BLOCK_C"]
     arguments = {
@@ -169,7 +174,6 @@ def clip_gradient(grad: Tensor, x: Tensor, start: Tensor, ratio: Tensor, target:
         "C": channels,
         "STRIDE_GC": grad.stride(2),
         "STRIDE_GW": grad.stride(3),
-        "T_STEP": math.gcd(frames, 4),
         "COMPUTE": TRITON_TYPE[compute],
     }
     programs = batch * triton.cdiv(frames, block_x) * triton.cdiv(channels, block_c)

@@ -87,7 +87,8 @@ these two are computed separately, which is on sm_80 and in float64.)
 
 Scratch: z, dz and dy, and du where there are two kernels, each [B, P, C, W] in the compute dtype; 39.3 MB each at B =
 32, P = 3, C = 128, W = 800 in float32. z and du are stored as the tensor cores take them, dz and dy as PyTorch would
-pass them on: half as large for a bfloat16 signal. Partial sums take [programs, C, C] and less.
+pass them on: half as large for a bfloat16 signal. With TF32, `joint_backward` stores dz in 24 bits: `window_backward`
+does little else than wait for memory, and reads 10 MB less. Partial sums take [programs, C, C] and less.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ from . import depthwise, finish, fused, joint, places, pointwise, wide, windows
 from .call import Call, Normed, Windowed
 from .configurations import Target
 from .launch import FUSED_CHANNELS, precision_of, target_of
+from .operands import Split
 from .prepare import prepare, room
 from .resample_dx import clip_gradient
 from .source import Source
@@ -218,7 +220,8 @@ def _chain(call: Call, grad_out: Tensor, needs: Needs) -> tuple[Normed, Windowed
             apart = wide if grad_out.shape[2] > FUSED_CHANNELS else pointwise
             normed = apart.norm_gradients(call, grad_out, z, moments, du=need_du, **sums)
             if normed.du is not None and need_du:
-                dz, dproduct = apart.product_gradients(call, z, normed.du, **products)
+                whole, dproduct = apart.product_gradients(call, z, normed.du, **products)
+                dz = None if whole is None else Split.whole(whole)
     if need_dz or need_sums:
         windowed = windows.gradients(
             call,

@@ -10,6 +10,7 @@ from .interpolation import channel_offsets, frame_offsets
 from .launch import launch
 from .loops import LAST_READ, runtime_range
 from .moments import load_restored
+from .operands import Split, unpack
 
 
 @triton.jit
@@ -35,6 +36,7 @@ def window_backward(
     depthwise_ptr,  # [K, PADDED]
     grad_ptr,  # [B, P, C, W]
     dz_ptr,  # [B, P, C, W]
+    dz_lo_ptr,  # where PACKED
     restored_ptr,  # [B, P, 3, W]
     dy_ptr,  # out: [B, P, C, W]
     taps_ptr,  # out: [B, P, K, C], partial depthwise weight gradients
@@ -55,6 +57,7 @@ def window_backward(
     NEED_TAPS: tl.constexpr,
     NEED_BLEND: tl.constexpr,  # Σ g·y, for strength
     NEED_SUMS: tl.constexpr,  # Σ_t g, for strength and β
+    PACKED: tl.constexpr,  # dz in 24 bits
     PADDED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -98,6 +101,8 @@ def window_backward(
     base = pair.to(tl.int64) * (C * W)
     grad_ptr += base
     dz_ptr += base
+    if PACKED:
+        dz_lo_ptr += base
     dy_ptr += base
     for t0 in runtime_range(-HALO, W - HALO, OWN, num_stages=1):
         t = t0 + j
@@ -125,7 +130,12 @@ def window_backward(
         if NEED_SUMS:
             by_g += fold_rows(g, FOLD, BLOCK_T, BLOCK_C)
         if CONVOLVE or NEED_TAPS:
-            dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0, eviction_policy=LAST_READ).to(COMPUTE)
+            if PACKED:
+                lower = tl.load(dz_lo_ptr + offsets, mask=inside, other=0, eviction_policy=LAST_READ)
+                upper = tl.load(dz_ptr + offsets, mask=inside, other=0, eviction_policy=LAST_READ)
+                dz = unpack(upper, lower)
+            else:
+                dz = tl.load(dz_ptr + offsets, mask=inside, other=0.0, eviction_policy=LAST_READ).to(COMPUTE)
             dy = (1 - strength) * g
             summed = ()
             for k in tl.static_range(K):
@@ -166,7 +176,7 @@ def window_backward(
 def gradients(
     call: Call,
     grad_out: Tensor,
-    dz: Tensor | None,
+    dz: Split | None,
     restored: Tensor | None,
     placed: Places | None,
     *,
@@ -197,7 +207,9 @@ def gradients(
         "strength_ptr": call.strength,
         "depthwise_ptr": call.prepared.depthwise,
         "grad_ptr": grad_out,
-        "dz_ptr": call.spare(dz),
+        "dz_ptr": call.spare(dz and dz.hi),
+        "dz_lo_ptr": call.spare(dz and dz.lo),
+        "PACKED": dz is not None and call.packs,
         "restored_ptr": call.spare(restored),
         "RESTORE": restored is not None,
         "dy_ptr": call.spare(out.dy),

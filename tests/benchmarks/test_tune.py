@@ -127,3 +127,12 @@ def test_dry_run_compiles_and_predicts(tmp_path: Path) -> None:
         assert one["spill_bytes"] == 0
         assert 10 < one["predicted_us"] < 100
     assert "predicted, not measured" in done.stdout
+
+
+def test_dz_in_24_bits_is_compared_as_numbers() -> None:
+    """As `operands.pack` leaves it: of these, every bit."""
+    numbers = torch.tensor([1.5, -3.0, 0.0, 255.0, -(2.0**-40) * 33021])
+    bits = numbers.view(torch.int32)
+    packed = {"dz_ptr": (bits >> 16).to(torch.int16), "dz_lo_ptr": (bits >> 8).to(torch.int8)}
+    assert torch.equal(tune.comparable(packed)["dz_ptr"], numbers.double())
+    assert tune.difference({"dz_ptr": numbers, "dz_lo_ptr": numbers}, packed) == 0.0

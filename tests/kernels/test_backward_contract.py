@@ -231,8 +231,9 @@ def test_float32_without_tf32(window: int) -> None:
     leaves = [v.double().requires_grad_() for v in values]
     out = reference.windowed_tonality(*leaves, grad_out.shape[3], EPS)
     wanted = torch.autograd.grad(out, leaves, grad_out.double())
-    with use_target(Target(0, 3, "bf16x3")), corrected_arithmetic():
+    with use_target(Target(0, 3, "bf16x3")), corrected_arithmetic(), record_launches() as launches:
         got = backward(values, grad_out)
+    assert {one.arguments["dz_ptr"].dtype for one in launches if "dz_ptr" in one.arguments} == {torch.float32}
     for name, g, w in zip(NAMES, got, wanted, strict=True):
         assert g is not None
         assert float((g.double() - w).norm() / w.norm()) <= 2 * 3 * 2.0**-18, name
@@ -251,6 +252,8 @@ def test_tf32_is_better_than_that_in_one_kernel() -> None:
     with use_target(Target(0, 3, "tf32")), corrected_arithmetic(), record_launches() as launches:
         got = backward(values, grad_out)
     assert {one.arguments["PRECISION"] for one in launches if one.name == "joint_backward"} == {"bf16x3"}
+    passed = [tuple(one.arguments[name].dtype for name in ("dz_ptr", "dz_lo_ptr")) for one in launches[2:4]]
+    assert passed == [(torch.int16, torch.int8)] * 2, "dz in 24 bits, from `joint_backward` to `window_backward`"
     for name, g, w in zip(NAMES, got, wanted, strict=True):
         assert g is not None
         assert float((g.double() - w).norm() / w.norm()) <= 2 * 3 * 2.0**-18, name

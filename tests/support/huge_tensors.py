@@ -60,6 +60,7 @@ HUGE = {
     "many windows": Huge(1 << 17, 4, 64, 100, 80, start=20.0, without=SUMMING),
     "moments of single channels": Huge(1 << 17, 4, 1, 50, 2100, ratio=1e-2, without=SUMMING),
     "long windows": Huge(2, 1, 70, 50, (1 << 24) - 1, ratio=1e-6, without=WALKING),
+    "long windows, whole chunks": Huge(1, 1, 256, (1 << 24) - 1, (1 << 24) - 1, without=SUMMING | {"window_backward"}),
     "long windows, many channels": Huge(1, 1, 130, 50, (1 << 24) - 1, ratio=1e-6, without=WALKING, channels_last=True),
 }
 

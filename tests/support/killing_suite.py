@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+import triton
+import triton.language as tl
 from huge_tensors import HUGE, check_huge_tensors
 from interpreter_bf16 import corrected_arithmetic
 from random_cases import Case, argument_names, arguments, check, laid_out, run
@@ -23,6 +25,7 @@ from sanitizer import Sanitizer
 from torch import Tensor
 
 from adaptive_window.kernels import resample_windows
+from adaptive_window.kernels.triton.operands import pack, unpack
 
 PLAIN = Case(
     seed=1,
@@ -56,6 +59,7 @@ def crafted_cases() -> Iterator[Case]:
     yield case("resample_windows", 16, frames=97, window=61, layout="sliced", channels=70, grad_layout="transposed")
     yield case("resample_windows", 17, frames=1, window=3, layout="transposed")
     yield case("resample_windows", 18, absurd=True, pairs=3, grad_layout="sliced")
+    yield case("resample_windows", 43, channels=128, frames=16, window=9, batch=1)  # two whole chunks of channels
     yield case("windowed_tonality", 1)
     yield case("windowed_tonality", 2, frames=97, window=53, taps=9, channels=17, layout="sliced", pairs=1)
     yield case("windowed_tonality", 3, channels=65, window=5, batch=1, grad_layout="transposed", taps=3)
@@ -196,8 +200,9 @@ def check_three_products() -> None:
     from adaptive_window.kernels.triton.configurations import Target
     from adaptive_window.kernels.triton.launch import use_target
 
-    # more tiles than programs, for `product_backward`; and TF32's gradients, which are in `joint_backward`
-    for precision, window in (("bf16x3", 131), ("tf32", 24)):
+    # more tiles than programs, for `product_backward`; and TF32's gradients, which are in `joint_backward`, from which
+    # dz goes to `window_backward` in 24 bits, two of its tiles
+    for precision, window in (("bf16x3", 131), ("tf32", 60)):
         case = dataclasses.replace(PLAIN, dtype=torch.float32, batch=1, channels=17, taps=3, window=window)
         values = arguments(case)
         grad = laid_out((1, case.pairs, case.channels, window), "plain", case.dtype, torch.Generator().manual_seed(3))
@@ -209,6 +214,31 @@ def check_three_products() -> None:
         for name, mine in results.items():
             error = relative_error(mine, exact if name == "output" else exact_grads[name])
             assert error <= 2.0**-13, f"{precision} as three products, {name}: relative error {error:.1e}"
+
+
+@triton.jit
+def through_24_bits(a_ptr, upper_ptr, lower_ptr, out_ptr, N: tl.constexpr):
+    n = tl.arange(0, N)
+    upper, lower = pack(tl.load(a_ptr + n))
+    tl.store(upper_ptr + n, upper)
+    tl.store(lower_ptr + n, lower)
+    tl.debug_barrier()
+    tl.store(out_ptr + n, unpack(tl.load(upper_ptr + n), tl.load(lower_ptr + n)))
+
+
+def check_24_bits() -> None:
+    """Sixteen bits of mantissa: off by 2⁻¹⁶ at most, to either side alike; what is no number stays what it is."""
+    a = torch.randn(1024, generator=torch.Generator().manual_seed(5)) * torch.logspace(-30, 30, 1024)
+    bits = [0x7FFFFFFF, -1, 0x7FC00000, -0x400000, 0x7F800000, -0x800000, 0, -0x80000000]  # NaN, infinities, zeros
+    a[: len(bits)] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    upper, lower, out = torch.empty(1024, dtype=torch.int16), torch.empty(1024, dtype=torch.int8), torch.empty(1024)
+    through_24_bits[(1,)](a, upper, lower, out, N=1024)
+    finite = a.isfinite()
+    assert torch.equal(out.isnan(), a.isnan()), "NaN in 24 bits"
+    torch.testing.assert_close(out[4:8], a[4:8], rtol=0, atol=0)
+    error = (out.double() / a.double() - 1)[finite & (a != 0)]
+    assert error.abs().max() <= 2.0**-16, "rounded to 24 bits"
+    assert error.mean().abs() <= 3 * 2.0**-16 / math.sqrt(3 * len(error)), "to the nearest"
 
 
 def check_poisoned_windows() -> None:
@@ -246,6 +276,7 @@ CHECKS = (
     check_tiles_read_ahead,
     check_sixteen_bits,
     check_three_products,
+    check_24_bits,
 )
 
 

@@ -244,6 +244,13 @@ _RESAMPLE = [
     Mutant("NaN in one frame of dx alone", "resample_dx", "i0 + k < 2", "i0 + k < 1"),
     Mutant("dx of a window without a place", "resample_dx", "poison == poison", "lo == lo"),
     Mutant("right neighbour forgotten", "sample_weight", "tl.where(k == i + 1.0, f, 0.0)", "0.0 * f"),
+    Mutant("dx: every chunk reads the first", "resample_dx", "chunk.to(tl.int64) * (BLOCK_C * STRIDE_GC)", "0"),
+    Mutant(
+        "dx: chunks in 32 bits",
+        "resample_dx",
+        "chunk.to(tl.int64) * (BLOCK_C * STRIDE_GC)",
+        "chunk * (BLOCK_C * STRIDE_GC)",
+    ),
     Mutant("dx offsets in 32 bits", "resample_dx", "b.to(tl.int64) * C", "b * C"),
     Mutant("dx stored behind the clip", "resample_dx", "i < T", "i <= T"),
     Mutant(
@@ -269,6 +276,28 @@ _BACKWARD = [
         "tl.load(dz_ptr + offsets, mask=inside, other=0.0, eviction_policy=LAST_READ)",
         "tl.load(dz_ptr + offsets, mask=mask, other=0.0)",
     ),
+    Mutant("24 bits: not rounded", "pack", "tl.where(a == a, 0x80, 0)", "0"),
+    Mutant("24 bits: NaN beyond all numbers", "pack", "tl.where(a == a, 0x80, 0)", "0x80"),
+    Mutant("24 bits: the lower ones signed", "unpack", "lower.to(tl.int32) & 0xFF", "lower.to(tl.int32)"),
+    Mutant(
+        "24 bits: the lower ones left out",
+        "joint_backward",
+        "tl.store(dz_lo_ptr + base + offsets, lower, mask=mask)",
+        "tl.store(dz_lo_ptr + base + offsets, lower * 0, mask=mask)",
+    ),
+    Mutant(
+        "24 bits: dz of the halo missing",
+        "window_backward",
+        "tl.load(dz_ptr + offsets, mask=inside, other=0, eviction_policy=LAST_READ)",
+        "tl.load(dz_ptr + offsets, mask=mask, other=0)",
+    ),
+    Mutant(
+        "24 bits: the halo's lower ones missing",
+        "window_backward",
+        "tl.load(dz_lo_ptr + offsets, mask=inside, other=0, eviction_policy=LAST_READ)",
+        "tl.load(dz_lo_ptr + offsets, mask=mask, other=0)",
+    ),
+    Mutant("24 bits: lower ones of the first window", "window_backward", "dz_lo_ptr += base", "pass"),
     Mutant(
         "gradient of the halo counted",
         "window_backward",
