@@ -9,6 +9,7 @@ of them. `Lean` has these computed again, as the composer does eagerly (`model/l
     casts of clips                  from what the caller holds anyway
     what is written for products    GELU and dropout from GELU's input; LayerNorm's output from its normalized input
 
+Of the last, what the backward pass takes first is kept, which costs nothing (`first_taken`).
 No product, convolution, attention or operator of ours runs twice, and no random number is drawn twice. PyTorch's own
 `activation_memory_budget` keeps less still, but computes the residual stream of all layers again before the first of
 them needs it, so that the most that is allocated falls by half as much.
@@ -34,6 +35,8 @@ from . import choices
 aten, prims = torch.ops.aten, torch.ops.prims
 CASTS = (prims.convert_element_type.default, aten._to_copy.default)
 VIEWS = (aten.view.default, aten.expand.default, aten.unsqueeze.default, prims.iota.default)  # and what counts places
+PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1}  # where its left operand is
+SAME = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)  # elements, in the same order
 
 
 def _value(node: fx.Node) -> Tensor | None:
@@ -77,6 +80,32 @@ def policy(node: fx.Node, weights: frozenset[fx.Node] = frozenset()) -> Checkpoi
     return CheckpointPolicy.PREFER_RECOMPUTE if whole else None
 
 
+def first_taken(graph: fx.Graph) -> list[fx.Node]:
+    """Operands of the forward pass's last products, from the last of the largest on, which elementwise is made.
+
+    The backward pass holds most when it comes to that one: kept or made again, it is there, beside its gradient. Until
+    then the room for the two is free for all of these, if they are no more than half as much again as the largest.
+    """
+    backward: set[fx.Node] = set()
+    operands = []
+    for node in graph.nodes:
+        if (node.op == "placeholder" and "tangents" in str(node.target)) or not backward.isdisjoint(
+            node.all_input_nodes
+        ):
+            backward.add(node)
+        elif node.target in PRODUCTS:
+            operand = node.args[PRODUCTS[node.target]]
+            while operand.target in SAME:
+                operand = operand.args[0]
+            if torch.Tag.pointwise in getattr(operand.target, "tags", ()):
+                operands.append(operand)
+    sizes = [value.nbytes if (value := _value(operand)) is not None else 0 for operand in operands]
+    if not sizes:
+        return []
+    last = max(place for place, size in enumerate(sizes) if size == max(sizes))
+    return operands[last:] if 2 * sum(sizes[last:]) <= 3 * max(sizes) else []
+
+
 class Lean(CustomPartitionerFn):
     """A partition for `torch.compile(..., options={"custom_partitioner_fn": Lean()})`."""
 
@@ -86,8 +115,10 @@ class Lean(CustomPartitionerFn):
         choices.choose()  # in the thread that compiles
         inputs = gm.graph.find_nodes(op="placeholder")
         weights = frozenset(inputs[i] for i in kwargs.get("static_lifetime_input_indices") or ())
+        kept = set(first_taken(gm.graph))
         for node in gm.graph.nodes:
-            if "recompute" not in node.meta and (found := policy(node, weights)):  # else checkpointing has said so
+            found = CheckpointPolicy.MUST_SAVE if node in kept else policy(node, weights)
+            if "recompute" not in node.meta and found:  # else checkpointing has said so
                 node.meta["recompute"] = found
         # the rule that keeps what a product of the backward pass needs to have written out
         with functorch_config.patch(ban_recompute_materialized_backward=False):
