@@ -54,7 +54,8 @@ class MultiScaleExtractor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Rhythm, harmony, timbre."""
         convolutions = [layer for branch in BRANCHES for layer in self._layers(branch)[:3]]
-        if convolution.channels_together(x) and all(is_plain(layer, Convolution) for layer in convolutions):
+        plain = all(is_plain(layer, Convolution) and layer.bias is not None for layer in convolutions)
+        if plain and convolution.channels_together(x):
             return self._together(x)
         return tuple(self._branch(branch, x) for branch in BRANCHES)
 
