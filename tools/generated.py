@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .compiled import _pretending, _tool
+from .sass import Listing
 
 _KERNEL = re.compile(r"^(\w+) = async_compile\.triton\('\w+', r?'''(.*?)''', device_str", re.S | re.M)
 _TENSOR = r"(\w+) = rand_strided\(\(([\d, ]*)\), \(([\d, ]*)\), device='[\w:]+', dtype=torch\.(\w+)\)"
@@ -115,9 +116,8 @@ class Kernel(NamedTuple):
                 made = function.run(grid=(1, 1, 1), warmup=True, num_warps=WARPS, num_stages=1, **arguments)
             cubin = Path(folder, "kernel.cubin")
             cubin.write_bytes(made.asm["cubin"])
-            listing = _tool("cuobjdump", "--dump-sass", str(cubin))
-        names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", listing)
-        return sum(name not in ("NOP", "BRA", "EXIT") for name in names) * 32 * WARPS / BLOCK
+            names = Listing.parse(_tool("nvdisasm", "-c", str(cubin))).names
+        return sum(name.split(".")[0] not in ("NOP", "BRA", "EXIT") for name in names) * 32 * WARPS / BLOCK
 
 
 def kernels(code: str) -> list[Kernel]:

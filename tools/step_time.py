@@ -108,14 +108,15 @@ class Measured(NamedTuple):
 
     @classmethod
     def read(cls, precision: str, batch: int) -> Measured:
-        """Raises ValueError for a precision and batch that were not measured."""
+        """Raises ValueError for a precision and batch that were not measured, or whose code is not at hand."""
+        codes = json.loads(CODE.read_text())
+        asked = f"{precision} {batch}"
+        if asked not in codes:
+            raise ValueError(f"precision and batch: {asked}; measured were {'; '.join(codes)}")
         rows = [row for row in json.loads(MEASURED.read_text())["rows"] if "but" not in row]
-        found = {row["variant"]: row for row in rows if (row["precision"], row["batch"]) == (precision, batch)}
-        if "compiled" not in found:
-            known = sorted(f"{row['precision']}, {row['batch']}" for row in rows if row["variant"] == "compiled")
-            raise ValueError(f"precision and batch: {precision}, {batch}; measured were {'; '.join(known)}")
+        found = {row["variant"]: row for row in rows if f"{row['precision']} {row['batch']}" == asked}
         row = found["compiled"]
-        code = [Work(*work) for work in json.loads(CODE.read_text())[f"{precision} {batch}"]]
+        code = [Work(*work) for work in codes[asked]]
         fits = []
         for name, launches, us in row["dearest"]:
             # numbers differ where kernels were made in another order; of names that are cut to the same, the dearest
@@ -174,7 +175,10 @@ def main() -> None:
     parser.add_argument("--keep", choices=("little", "all"), default="little")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    was = Measured.read(options.precision, options.batch)
+    try:
+        was = Measured.read(options.precision, options.batch)
+    except ValueError as error:
+        parser.error(str(error))
     warnings.simplefilter("ignore")  # of tensors without memory
     absent_gpu.load()
     absent_gpu.pretend()

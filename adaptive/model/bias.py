@@ -44,8 +44,7 @@ def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor, rows: int = ROWS) 
 
     What follows, as far as it is elementwise, has to keep the shape.
     """
-    n = x.shape[0]
-    return linear_as(x, weight, bias, (n // rows, rows) if n % rows == 0 else (1, n))
+    return linear_as(x, weight, bias, blocks_of(x.shape[0], rows))
 
 
 def linear_as(x: Tensor, weight: Tensor, bias: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -60,9 +59,9 @@ def add_bias(x: Tensor, bias: Tensor, spread: Tensor | None = None) -> Tensor:
     return _Biased.apply(z, bias if spread is None else spread).flatten(1, 2)
 
 
-def blocks_of(rows: int) -> tuple[int, int]:
-    """(blocks, rows of each)."""
-    return (rows // ROWS, ROWS) if rows % ROWS == 0 else (1, rows)
+def blocks_of(n: int, rows: int = ROWS) -> tuple[int, int]:
+    """(blocks, rows of each) of n rows."""
+    return (n // rows, rows) if n % rows == 0 else (1, n)
 
 
 def spread_over(biases: list[Tensor], blocks: int) -> tuple[Tensor, ...]:

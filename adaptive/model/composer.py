@@ -137,7 +137,7 @@ class ComponentComposer(nn.Module):
         whole = x.shape[1] % bias.ROWS == 0 and x.shape[1] <= positions.pe.shape[1]
         if not encoder.compiles_for_cuda(x) or not plain or projection.bias is None or not whole:
             return positions(projection(x))
-        blocks = (x.shape[0], x.shape[1] // bias.ROWS, bias.ROWS)
+        blocks = (x.shape[0], *bias.blocks_of(x.shape[1]))
         rows = bias.linear_as(x.flatten(0, 1), projection.weight, projection.bias, blocks)  # [N, W / ROWS, ROWS, ...]
         return (rows + positions.pe[:, : x.shape[1]].view(1, *blocks[1:], -1)).flatten(1, 2)
 

@@ -186,8 +186,10 @@ class TestModel:
         assert abs(sum(f.predicted_us for f in fits) / sum(f.measured_us for f in fits) - 1) < 0.1
 
     def test_what_was_not_measured_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="bf16, 17; measured were bf16, 16; bf16, 32"):
-            Measured.read("bf16", 17)
+        for precision, batch in (("bf16", 17), ("tf32", 16)):  # the latter without its code
+            wanted = f"{precision} {batch}; measured were bf16 16; bf16 32; tf32 32"
+            with pytest.raises(ValueError, match=wanted):
+                Measured.read(precision, batch)
 
     def test_the_step_is_what_was_measured_with_other_kernels(self, capsys: pytest.CaptureFixture[str]) -> None:
         before = Work("triton_poi_a_0", 10, "elementwise", 297_000_000, 0)
