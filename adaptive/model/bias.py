@@ -39,6 +39,40 @@ class _Biased(torch.autograd.Function):
         return grad, (sums if ctx.spread else sums.sum(0)).to(ctx.dtype)
 
 
+class _Dropped(torch.autograd.Function):
+    """(r, spread, mask, factor) -> r, to which spread · mask · factor has been added, all `[rows, d]`.
+
+    No mask keeps everything.
+    """
+
+    @staticmethod
+    def forward(r: Tensor, spread: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+        return r.view(r.shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, float], output: Tensor) -> None:
+        _, spread, mask, ctx.factor = inputs
+        ctx.dtype = spread.dtype
+        ctx.save_for_backward(mask)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        grad = grad.contiguous()
+        written = grad.as_strided(grad.shape, grad.stride())  # as in `_Biased`
+        return grad, (written if mask is None else written * mask * ctx.factor).to(ctx.dtype), None, None
+
+
+def add_dropped(x: Tensor, z: Tensor, spread: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    """x + z · mask · factor, `[rows, d]`, where z has a bias, detached, whose gradient goes to `spread`, the same shape.
+
+    So that gradient is a sum over what arrives here. Between two LayerNorms that is written by one kernel with sums
+    along rows, which cannot sum it over rows as well. The next one reads it for sums of both kinds, of which this is
+    one more. What dropout leaves of it for z is read by products only.
+    """
+    return _Dropped.apply(x + (z if mask is None else z * mask * factor), spread, mask, factor)
+
+
 def linear_in_blocks(x: Tensor, weight: Tensor, bias: Tensor, rows: int = ROWS) -> Tensor:
     """`F.linear(x, weight, bias)` of x `[n, channels]` as `[n / rows, rows, d]`, or `[1, n, d]` where n is no multiple.
 

@@ -126,16 +126,35 @@ def hashed_mask(x: Tensor, seeds: Tensor, probability: float) -> Tensor:
     return ((drawn & (LEVELS - 1)) >= _zeros(probability)).view(x.shape)
 
 
-def hashed_dropout(x: Tensor, probability: float) -> Tensor:
-    """Dropout by `hashed_mask`, with seeds from PyTorch's default generator; 0 < probability < 1."""
+def draw_hashed(x: Tensor, probability: float) -> tuple[Tensor, float]:
+    """A mask for x by `hashed_mask`, with seeds from PyTorch's default generator, and what the kept are multiplied by.
+
+    0 < probability < 1.
+    """
     seeds = torch.randint(HASHED - 1, (2,), device=x.device, dtype=torch.int32)
     factor = LEVELS / (LEVELS - _zeros(probability))  # exact for the rounded probability: the mean is unbiased
-    return x * hashed_mask(x, seeds, probability) * factor
+    return hashed_mask(x, seeds, probability), factor
+
+
+def hashed_dropout(x: Tensor, probability: float) -> Tensor:
+    """Dropout by `draw_hashed`."""
+    mask, factor = draw_hashed(x, probability)
+    return x * mask * factor
 
 
 def is_hashed(x: Tensor) -> bool:
     """Whether dropout of x is by `hashed_mask`."""
     return torch.compiler.is_compiling() and x.device.type == "cuda" and x.numel() < HASHED
+
+
+def draw_for(layer: nn.Dropout, x: Tensor) -> tuple[Tensor | None, float] | None:
+    """Mask and factor by which a plain layer may drop a tensor shaped as x; no mask where it drops nothing.
+
+    None where it is to be called instead.
+    """
+    if not layer.training or layer.p == 0:
+        return None, 1.0
+    return draw_hashed(x, layer.p) if is_hashed(x) else None
 
 
 class Dropout(nn.Dropout):

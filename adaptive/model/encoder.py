@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.checkpoint import checkpoint
 
 from . import lean
 from .attention import attention
-from .bias import ROWS, linear_in_blocks
-from .dropout import Dropout, is_plain_dropout
+from .bias import ROWS, add_dropped, linear_in_blocks
+from .dropout import Dropout, draw_for, is_plain_dropout
 from .gelu import gelu
 from .plain import is_plain
 
@@ -39,22 +40,50 @@ class SelfAttention(nn.MultiheadAttention):
         same = query.shape == key.shape == value.shape and query.dim() == 3
         if args or options != {"need_weights": False} or not same:
             return super().forward(query, key, value, *args, **options)
-        weight, bias = self.in_proj_weight, self.in_proj_bias
         if query is key is value:
-            if compiles_for_cuda(query) and bias is not None:
-                rows = linear_in_blocks(query.flatten(0, 1), weight, bias, 2 * ROWS)
-                parts = tuple(part.view(query.shape) for part in rows.chunk(3, dim=2))
-            else:
-                parts = F.linear(query, weight, bias).chunk(3, dim=2)
+            parts = self.projected(query)
         else:  # a full backward hook makes three tensors of the one
+            weight, bias = self.in_proj_weight, self.in_proj_bias
             parts = tuple(map(F.linear, (query, key, value), weight.chunk(3), bias.chunk(3)))
         return self.attended(*parts), None
 
+    def projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values for x, all `[N, S, d_model]`."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if compiles_for_cuda(x) and bias is not None:
+            rows = linear_in_blocks(x.flatten(0, 1), weight, bias, 2 * ROWS)
+            return tuple(part.view(x.shape) for part in rows.chunk(3, dim=2))
+        return F.linear(x, weight, bias).chunk(3, dim=2)
+
     def attended(self, *parts: Tensor) -> Tensor:
         """The output for queries, keys and values `[N, S, d_model]`, already projected."""
+        return self.out_proj(self.joined(*parts))
+
+    def joined(self, *parts: Tensor) -> Tensor:
+        """The same before the output's projection: all heads side by side, `[N, S, d_model]`."""
         q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts)  # [N, heads, S, d]
         out = attention(q, k, v, self.dropout if self.training else 0.0)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return out.transpose(1, 2).flatten(2)
+
+
+class _Added:
+    """`x + dropout(linear(rows))`, all of two dimensions, where x is a LayerNorm's output.
+
+    Made before what the rows are computed from: the bias's gradient then comes behind theirs, with the kernel that reads
+    what it is a sum of, which is that LayerNorm's.
+    """
+
+    def __init__(self, linear: nn.Linear, dropout: nn.Dropout, n: int) -> None:
+        self.linear, self.dropout = linear, dropout
+        plain = is_plain(linear, nn.Linear) or is_plain(linear, NonDynamicallyQuantizableLinear)
+        self.spread = linear.bias.expand(n, -1) if plain and linear.bias is not None else None  # [n, d]
+
+    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
+        drawn = draw_for(self.dropout, x)
+        if self.spread is None or drawn is None:
+            return x + self.dropout(self.linear(rows))
+        z = F.linear(rows, self.linear.weight, self.linear.bias.detach())
+        return add_dropped(x, z, self.spread, *drawn)
 
 
 class EncoderLayer(nn.TransformerEncoderLayer):
@@ -65,6 +94,8 @@ class EncoderLayer(nn.TransformerEncoderLayer):
 
     Masks are not supported: every frame of a window attends to every other.
     """
+
+    follows_norm = False  # whether its input is a LayerNorm's output
 
     def __init__(self, d_model: int, heads: int, feed_forward: int, dropout: float) -> None:
         nn.Module.__init__(self)  # its parent's would draw the weights of an attention of its own
@@ -88,21 +119,26 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         """`[N, S, d_model]` -> `[N, S, d_model]`; the masks of PyTorch's layer must be None."""
         if src_mask is not None or src_key_padding_mask is not None or is_causal:
             raise ValueError("EncoderLayer takes no masks: src_mask, src_key_padding_mask must be None")
-        attended = self.self_attn(src, src, src, need_weights=False)[0]
         if compiles_for_cuda(src) and src.dim() == 3 and self.is_lean():
-            return self._by_rows(src.flatten(0, 1), attended.flatten(0, 1)).view(src.shape)
-        x = self.norm1(src + self.dropout1(attended))
+            return self._by_rows(src).view(src.shape)
+        x = self.norm1(src + self.dropout1(self.self_attn(src, src, src, need_weights=False)[0]))
         return self.norm2(x + self._ff_block(x))
 
-    def _by_rows(self, src: Tensor, attended: Tensor) -> Tensor:
-        """What comes behind attention, `[N·S, d_model]` throughout.
+    def _by_rows(self, src: Tensor) -> Tensor:
+        """The layer's output, `[N·S, d_model]` as all is that comes behind attention.
 
         TorchInductor goes through a tensor as it is shaped. What is shaped alike (dropout, the sum, LayerNorm and its
         cast for the next product, and all their gradients) it can do in one kernel.
         """
-        x = self.norm1(src + self.dropout1(attended))
+        attention_ = self.self_attn
+        assert isinstance(attention_, SelfAttention)  # as is_lean found; narrows the type
+        n = src.shape[0] * src.shape[1]
+        add = _Added(attention_.out_proj, self.dropout1, n) if self.follows_norm else None
+        rows, joined = src.flatten(0, 1), attention_.joined(*attention_.projected(src)).flatten(0, 1)
+        x = self.norm1(add(rows, joined) if add else rows + self.dropout1(attention_.out_proj(joined)))
+        add = _Added(self.linear2, self.dropout2, n)
         hidden = self.dropout(gelu(linear_in_blocks(x, self.linear1.weight, self.linear1.bias)))
-        return self.norm2(x + self.dropout2(self.linear2(hidden.flatten(0, 1))))
+        return self.norm2(add(x, hidden.flatten(0, 1)))
 
     def is_lean(self) -> bool:
         """Whether `lean_forward` may stand for the layer: all that it does not call is as it was built."""
@@ -139,6 +175,8 @@ class Encoder(nn.TransformerEncoder):
     def __init__(self, d_model: int, heads: int, feed_forward: int, layers: int, dropout: float) -> None:
         # nested tensors serve padding masks, of which there are none
         super().__init__(EncoderLayer(d_model, heads, feed_forward, dropout), layers, enable_nested_tensor=False)
+        for layer in self.layers[1:]:
+            layer.follows_norm = True
         self.recompute = False  # in the backward pass, layer by layer, from each one's input
 
     def forward(  # type: ignore[override]  # no masks

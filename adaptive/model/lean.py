@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 
 from adaptive_window.kernels.reference import without_autocast
 
+from . import convolution
 from .dropout import Mask, draw
 
 aten = torch.ops.aten
@@ -251,11 +252,13 @@ def weighted_linear(components: Tensor, weights: Tensor, linear: nn.Linear) -> T
 
 class _LeakyRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float, keep: str) -> Tensor:
-        y = F.leaky_relu(x, slope)
-        ctx.slope = slope
-        ctx.save_for_backward(y if keep == "output" else y > 0)
-        return y
+    def forward(x: Tensor, slope: float, keep: str) -> Tensor:
+        return F.leaky_relu(x, slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, str], output: Tensor) -> None:
+        _, ctx.slope, keep = inputs
+        ctx.save_for_backward(output if keep == "output" else output > 0)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -266,5 +269,9 @@ class _LeakyRelu(torch.autograd.Function):
 
 
 def leaky_relu(x: Tensor, slope: float, keep: str = "output") -> Tensor:
-    """`F.leaky_relu` for slope > 0; keeps its `"output"`, which the next layer keeps as well, or its `"signs"`."""
-    return _LeakyRelu.apply(x, slope, keep) if can_be_lean(x) else F.leaky_relu(x, slope)
+    """`F.leaky_relu` for slope > 0; keeps its `"output"`, which the next layer keeps as well, or its `"signs"`.
+
+    In compiled steps on CUDA too, which would otherwise keep its input and make its output again for the next layer.
+    """
+    lean = can_be_lean(x) or (keep == "output" and convolution.channels_together(x))
+    return _LeakyRelu.apply(x, slope, keep) if lean else F.leaky_relu(x, slope)

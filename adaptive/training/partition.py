@@ -9,7 +9,8 @@ of them. `Lean` has these computed again, as the composer does eagerly (`model/l
     casts of clips                  from what the caller holds anyway
     what is written for products    GELU and dropout from GELU's input; LayerNorm's output from its normalized input
 
-Of the last, what the backward pass takes first is kept, which costs nothing (`first_taken`).
+Of the last, what the backward pass takes first is kept in 16 bits, which costs nothing (`first_taken`); what LeakyReLU
+leaves for a convolution is kept in place of what it was made of, which costs no more (`activations`).
 No product, convolution, attention or operator of ours runs twice, and no random number is drawn twice. PyTorch's own
 `activation_memory_budget` keeps less still, but computes the residual stream of all layers again before the first of
 them needs it, so that the most that is allocated falls by half as much.
@@ -36,7 +37,14 @@ aten, prims = torch.ops.aten, torch.ops.prims
 CASTS = (prims.convert_element_type.default, aten._to_copy.default)
 VIEWS = (aten.view.default, aten.expand.default, aten.unsqueeze.default, prims.iota.default)  # and what counts places
 PRODUCTS = {aten.mm.default: 0, aten.addmm.default: 1}  # where its left operand is
-SAME = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)  # elements, in the same order
+SHAPES = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.transpose.int,
+    aten.permute.default,
+)  # of the same elements
 
 
 def _value(node: fx.Node) -> Tensor | None:
@@ -57,6 +65,22 @@ def _is_normalized(node: fx.Node) -> bool:
         return False
     roots = [_value(one) for one in node.all_input_nodes if one.target == aten.rsqrt.default]
     return any(r is not None and r.numel() * value.shape[-1] == value.numel() > r.numel() for r in roots)
+
+
+def activations(graph: fx.Graph) -> set[fx.Node]:
+    """Operands of convolutions that elementwise is made: LeakyReLU's outputs, by whose signs goes its gradient too.
+
+    PyTorch's partition finds them no smaller than what they are made of, and would make them again.
+    """
+    found = set()
+    for node in graph.nodes:
+        if node.target == aten.convolution.default:
+            operand = node.args[0]
+            while operand.target in SHAPES:
+                operand = operand.args[0]
+            if operand.target != aten.clone.default and torch.Tag.pointwise in getattr(operand.target, "tags", ()):
+                found.add(operand)  # a clone is a clip's, turned
+    return found
 
 
 def policy(node: fx.Node, weights: frozenset[fx.Node] = frozenset()) -> CheckpointPolicy | None:
@@ -85,6 +109,7 @@ def first_taken(graph: fx.Graph) -> list[fx.Node]:
 
     The backward pass holds most when it comes to that one: kept or made again, it is there, beside its gradient. Until
     then the room for the two is free for all of these, if they are no more than half as much again as the largest.
+    Only where they have 16 bits: in float32 they would be a twentieth of what the original keeps, and beyond the bar.
     """
     backward: set[fx.Node] = set()
     operands = []
@@ -95,9 +120,11 @@ def first_taken(graph: fx.Graph) -> list[fx.Node]:
             backward.add(node)
         elif node.target in PRODUCTS:
             operand = node.args[PRODUCTS[node.target]]
-            while operand.target in SAME:
+            while operand.target in SHAPES:
                 operand = operand.args[0]
-            if torch.Tag.pointwise in getattr(operand.target, "tags", ()):
+            value = _value(operand)
+            narrow = value is not None and value.dtype.itemsize <= 2
+            if narrow and torch.Tag.pointwise in getattr(operand.target, "tags", ()):
                 operands.append(operand)
     sizes = [value.nbytes if (value := _value(operand)) is not None else 0 for operand in operands]
     if not sizes:
@@ -115,9 +142,11 @@ class Lean(CustomPartitionerFn):
         choices.choose()  # in the thread that compiles
         inputs = gm.graph.find_nodes(op="placeholder")
         weights = frozenset(inputs[i] for i in kwargs.get("static_lifetime_input_indices") or ())
-        kept = set(first_taken(gm.graph))
+        kept = {*first_taken(gm.graph), *activations(gm.graph)}
         for node in gm.graph.nodes:
             found = CheckpointPolicy.MUST_SAVE if node in kept else policy(node, weights)
+            if _is_whole(node) and not kept.isdisjoint(node.all_input_nodes):
+                found = CheckpointPolicy.PREFER_RECOMPUTE  # signs
             if "recompute" not in node.meta and found:  # else checkpointing has said so
                 node.meta["recompute"] = found
         # the rule that keeps what a product of the backward pass needs to have written out

@@ -13,7 +13,7 @@ from torch._dynamo.backends.debugging import boxed_nop
 
 from adaptive_window.model import bias as module
 from adaptive_window.model import convolution, encoder
-from adaptive_window.model.bias import ROWS, add_bias, linear_in_blocks, spread_over
+from adaptive_window.model.bias import ROWS, add_bias, add_dropped, linear_in_blocks, spread_over
 from adaptive_window.model.composer import CompositionalCreativeAgent
 
 
@@ -64,6 +64,29 @@ def test_in_bfloat16_sums_are_float32s() -> None:
     assert ((found.double() - grad.double().sum(0)).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_bias_that_is_dropped_with_what_it_was_added_to(drops: bool) -> None:
+    torch.manual_seed(0)
+    leaves = x, z, bias = of(50, 4), of(50, 4), of(4)
+    mask, factor = (torch.rand(50, 4) < 0.7, 1 / 0.7) if drops else (None, 1.0)
+    out = add_dropped(x, z + bias.detach(), bias.expand(50, -1), mask, factor)
+    expected = x + (z + bias if mask is None else (z + bias) * mask * factor)
+    grad = torch.randn(50, 4, dtype=torch.float64)
+    found = torch.autograd.grad(out, leaves, grad)
+    for one, other in zip((out, *found), (expected, *torch.autograd.grad(expected, leaves, grad)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_of_a_sum_in_float32_the_biass_gradient_is_not_rounded_to_what_was_added() -> None:
+    """Two factors round each element, and each addition rounds by 2⁻²⁴ of what has come together."""
+    torch.manual_seed(0)
+    x, z, bias = of(300, 4, dtype=torch.float32), of(300, 4, dtype=torch.bfloat16), of(4, dtype=torch.float32)
+    mask, grad = torch.rand(300, 4) < 0.7, torch.randn(300, 4)
+    (found,) = torch.autograd.grad(add_dropped(x, z, bias.expand(300, -1), mask, 1.5), bias, grad)
+    wanted = 1.5 * grad.double() * mask
+    assert ((found.double() - wanted.sum(0)).abs() <= 302 * 2.0**-24 * wanted.abs().sum(0)).all()
+
+
 class Cut:
     """Compiles for no device, and keeps the graph of the backward pass."""
 
@@ -109,6 +132,10 @@ def test_an_agent_as_for_cuda_is_the_eager_one(monkeypatch: pytest.MonkeyPatch, 
     # two products a layer, the composer's first (where windows are whole blocks) and last but one; in each of two
     # extractors six convolutions and the three skips as one; the selector's first
     assert len(sums) == 2 * 2 + (frames % ROWS == 0) + 1 + 2 * 7 + 1
+    # and over all rows at once that of the second product of each feed-forward layer, and of the second layer's attention
+    behind = [node for node in nodes if node.target == torch.ops.aten.sum.dim_IntList and node.args[1] == [0]]
+    behind = [node for node in behind if node.args[0].target == torch.ops.aten.as_strided.default]
+    assert [tuple(node.meta["val"].shape) for node in behind] == [(1, 16)] * 3
     spread = [node for node in nodes if node.target == torch.ops.aten.cat.default and node.meta["val"].dim() == 2]
     assert [tuple(node.meta["val"].shape) for node in spread].count((3 * blocks, 3 * 8 + 3 * 4 + 12)) == 2
 

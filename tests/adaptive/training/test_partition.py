@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.backends.debugging import boxed_nop
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from adaptive_window import AdaptiveWindowCreativeAgent
-from adaptive_window.model import dropout, encoder
+from adaptive_window.model import convolution, dropout, encoder
+from adaptive_window.model.composer import MultiScaleExtractor
 from adaptive_window.training import choices
 from adaptive_window.training.partition import Lean, first_taken, lean_options, policy
 
@@ -106,18 +107,45 @@ def test_what_is_kept_can_be_counted_by_hand() -> None:
     ],
 )
 def test_what_the_backward_pass_takes_first_is_kept_while_there_is_room(widths: list[int], kept: list[int]) -> None:
-    """Operands `[4, width]` of one product after the other, the last result of which has 8 columns."""
-    sizes = [*widths, 8]
-    weights = [torch.randn(n, m, requires_grad=True) for n, m in pairwise(sizes)]
+    """Operands `[4, width]` of one product after the other, the last result of which has 8 columns; none in float32."""
+    for dtype, expected in ((torch.bfloat16, kept), (torch.float32, [])):
+        found = first_taken(chain([*widths, 8], dtype))
+        assert [node.meta["val"].shape[1] for node in found] == expected
+
+
+def chain(sizes: list[int], dtype: torch.dtype) -> fx.Graph:
+    """The joint graph of products one after the other, between which all is elementwise."""
+    weights = [torch.randn(n, m, dtype=dtype, requires_grad=True) for n, m in pairwise(sizes)]
 
     def joint(x: Tensor, tangents: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         for weight in weights:
             x = x.exp().view(2, 2, -1).view(4, -1) @ weight
         return torch.autograd.grad(x.exp(), weights, tangents)
 
-    graph = make_fx(joint, tracing_mode="fake")(torch.randn(4, widths[0]), torch.ones(4, 8), *weights).graph
+    ends = (torch.randn(4, size, dtype=dtype) for size in (sizes[0], sizes[-1]))
+    graph = make_fx(joint, tracing_mode="fake")(*ends, *weights).graph
     graph.find_nodes(op="placeholder")[1].target = "tangents_1"  # as AOTAutograd calls it
-    assert [node.meta["val"].shape[1] for node in first_taken(graph)] == kept
+    return graph
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_extractor_keeps_what_its_second_convolutions_take(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """And neither what LeakyReLU made it of, nor its signs beside it."""
+    monkeypatch.setattr(convolution, "channels_together", lambda x: torch.compiler.is_compiling())
+    net = MultiScaleExtractor(8, 4).to(dtype)
+
+    def loss(x: Tensor) -> Tensor:
+        return torch.stack(net(x)).float().sin().sum()
+
+    cut = Cut(loss, Lean())
+    cut.loss(torch.randn(2, 8, 64, dtype=dtype)).backward()
+    kept = [node for node in cut.forward.graph.nodes if node.name in cut.kept()]
+    wide = [node for node in kept if node.meta["val"].numel() == 2 * 8 * 64]  # half of it is as wide as the output
+    assert len(wide) == 1 + 3  # x, its channels together, for the first convolutions
+    assert all(node.meta["val"].dtype == dtype for node in wide)
+    assert torch.ops.aten.convolution.default not in {node.target for node in wide}
 
 
 def test_torchinductor_knows_every_option() -> None:
