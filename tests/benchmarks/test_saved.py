@@ -43,14 +43,11 @@ def test_bytes_are_those_of_a_layer_that_can_be_counted_by_hand():
 
 @pytest.mark.proof
 def test_a_compiled_step_keeps_at_most_sixty_percent(tmp_path, monkeypatch):
-    """By default, and without what costs nothing to keep; by PyTorch's partition it would be 0.94."""
+    """By default; by PyTorch's partition it would be 0.94."""
     out = tmp_path / "saved.json"
     monkeypatch.setattr("sys.argv", ["agent_step.py", "--saved", "--compiled", "--json", str(out)])
     agent_step.main()
     found = json.loads(out.read_text())
-    # What the backward pass comes to first raises no peak (tests/tools/test_step_time.py): operands of the last three
-    # products, as wide as a feed-forward layer, the composer and half of it.
-    first = 32 * 3 * 800 * (2048 + 512 + 256) * 4
-    assert found["compiled_little_bytes"] - first <= 0.6 * found["original_bytes"]
+    assert found["compiled_little_bytes"] <= 0.6 * found["original_bytes"]
     assert found["compiled_all_bytes"] >= 0.8 * found["original_bytes"], "nothing left to cut: --keep has lost its use"
     assert sum(found["compiled_little_by_module"].values()) == found["compiled_little_bytes"]

@@ -185,6 +185,13 @@ class TestModel:
         assert max(map(abs, off)) < 0.3
         assert abs(sum(f.predicted_us for f in fits) / sum(f.measured_us for f in fits) - 1) < 0.1
 
+    def test_what_is_left_to_add_up_counts(self) -> None:
+        line = "buf{} = workspace_0[{} * 960 * 512 : ({} + 1) * 960 * 512].view(960, 512).sum(dim=0)\n"
+        (sums,) = step_time.added(FORWARD + line.format(1, 0, 0) + line.format(2, 1, 1))
+        assert sums[1:] == (2, "sums over columns", 4 * 960 * 512, 0)
+        was = Measured.read("bf16", 32).works
+        assert sum(work.launches for work in was if work.name.endswith(".sum(0)")) == 16
+
     def test_what_was_not_measured_is_refused(self) -> None:
         for precision, batch in (("bf16", 17), ("tf32", 16)):  # the latter without its code
             wanted = f"{precision} {batch}; measured were bf16 16; bf16 32; tf32 32"
@@ -235,6 +242,8 @@ print(json.dumps({"codes": step, "works": works(step), "peak": peak_bytes(*step)
     widened = [work for work in made if work.kind == "both sums"]  # LayerNorm's, laid out as `training.choices` asks
     assert widened
     assert all(work.bytes > rows * 512 * 4 for work in widened)
+    # of a norm's weight and bias, of two norms; the first one's kernel sums for the bias of the product behind it as well
+    assert sum(work.launches for work in made if work.name.endswith("x 512.sum(0)")) == 2 * 2 + 1
     assert 1 < milliseconds(made) < 7  # a quarter of the layers, all of the rest
     # at least what attention keeps: q, k, v and its output in bfloat16
     assert 4 * rows * 512 * 2 < found["peak"] < 3 * 2**30
