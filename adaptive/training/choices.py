@@ -31,7 +31,7 @@ from torch._inductor.virtualized import V
 
 from ..model.bias import ROWS as ROWS_OF_BLOCK
 
-SPLIT = 80  # rows of a program: 960 programs at 96 windows of 800 frames, which an H100 (132 x 8) runs all at once
+SPLIT = 98  # rows of a program: 784 programs at 96 windows of 800 frames, which an H100 (132 x 6) runs all at once
 ROWS = 2  # at a time
 COLUMNS = 256  # of a warp: 8 of a thread
 BLOCK = {"XBLOCK": 64, "num_warps": 4, "num_stages": 1}  # of sums over a block's rows
