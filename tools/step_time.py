@@ -76,7 +76,7 @@ class Work(NamedTuple):
 def works(step: Step) -> list[Work]:
     from .generated import kernels
 
-    return [*(Work.of(kernel) for code in step for kernel in kernels(code)), *(sums for code in step for sums in added(code))]
+    return [work for code in step for work in (*map(Work.of, kernels(code)), *added(code))]
 
 
 def added(code: str) -> list[Work]:
@@ -128,7 +128,8 @@ class Measured(NamedTuple):
         row = found["compiled"]
         code = [Work(*work) for work in codes[asked]]
         mixed = sum(work.launches for work in code if work.kind == "both sums, rows divided")
-        code.append(Work("1200 x 512.sum(0)", 2 * mixed, "sums over columns", 4 * 1200 * 512, 0))  # its code is not kept
+        # what `added` would find, which the list has not: two sums behind each, of 1,200 programs
+        code.append(Work("1200 x 512.sum(0)", 2 * mixed, "sums over columns", 4 * 1200 * 512, 0))
         fits = []
         for name, launches, us in row["dearest"]:
             # numbers differ where kernels were made in another order; of names that are cut to the same, the dearest

@@ -3,7 +3,8 @@
 A bias's gradient is a sum over all rows, 76,800 of them at 96 windows of 800 frames. TorchInductor divides such a sum
 into chunks as nothing else is divided, so that a kernel of its own reads again what one before has just written. Here
 rows come in blocks, for what is elementwise as well: the sums over a block's rows, in float32, are one thing more that
-the kernel stores, and few are left to add up.
+the kernel stores, and few are left to add up. Between LayerNorms, whose kernels sum over all rows anyway, there are no
+blocks (`add_dropped`).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class _Dropped(torch.autograd.Function):
 
 
 def add_dropped(x: Tensor, z: Tensor, spread: Tensor, mask: Tensor | None, factor: float) -> Tensor:
-    """x + z · mask · factor, `[rows, d]`, where z has a bias, detached, whose gradient goes to `spread`, the same shape.
+    """x + z · mask · factor, all `[rows, d]`, where z has a bias, detached, whose gradient goes to `spread`.
 
     So that gradient is a sum over what arrives here. Between two LayerNorms that is written by one kernel with sums
     along rows, which cannot sum it over rows as well. The next one reads it for sums of both kinds, of which this is

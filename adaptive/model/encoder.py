@@ -69,8 +69,8 @@ class SelfAttention(nn.MultiheadAttention):
 class _Added:
     """`x + dropout(linear(rows))`, all of two dimensions, where x is a LayerNorm's output.
 
-    Made before what the rows are computed from: the bias's gradient then comes behind theirs, with the kernel that reads
-    what it is a sum of, which is that LayerNorm's.
+    Made before what the rows are computed from: the bias's gradient then comes behind theirs, with the kernel that
+    reads what it is a sum of, which is that LayerNorm's.
     """
 
     def __init__(self, linear: nn.Linear, dropout: nn.Dropout, n: int) -> None:

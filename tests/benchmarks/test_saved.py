@@ -43,7 +43,7 @@ def test_bytes_are_those_of_a_layer_that_can_be_counted_by_hand():
 
 @pytest.mark.proof
 def test_a_compiled_step_keeps_at_most_sixty_percent(tmp_path, monkeypatch):
-    """By default; by PyTorch's partition it would be 0.94."""
+    """By default; by PyTorch's partition it would be 0.93."""
     out = tmp_path / "saved.json"
     monkeypatch.setattr("sys.argv", ["agent_step.py", "--saved", "--compiled", "--json", str(out)])
     agent_step.main()

@@ -242,7 +242,7 @@ print(json.dumps({"codes": step, "works": works(step), "peak": peak_bytes(*step)
     widened = [work for work in made if work.kind == "both sums"]  # LayerNorm's, laid out as `training.choices` asks
     assert widened
     assert all(work.bytes > rows * 512 * 4 for work in widened)
-    # of a norm's weight and bias, of two norms; the first one's kernel sums for the bias of the product behind it as well
+    # of two norms' weights and biases; the first one's kernel also sums for the bias of the second product behind it
     assert sum(work.launches for work in made if work.name.endswith("x 512.sum(0)")) == 2 * 2 + 1
     assert 1 < milliseconds(made) < 7  # a quarter of the layers, all of the rest
     # at least what attention keeps: q, k, v and its output in bfloat16

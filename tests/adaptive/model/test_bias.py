@@ -132,7 +132,7 @@ def test_an_agent_as_for_cuda_is_the_eager_one(monkeypatch: pytest.MonkeyPatch, 
     # two products a layer, the composer's first (where windows are whole blocks) and last but one; in each of two
     # extractors six convolutions and the three skips as one; the selector's first
     assert len(sums) == 2 * 2 + (frames % ROWS == 0) + 1 + 2 * 7 + 1
-    # and over all rows at once that of the second product of each feed-forward layer, and of the second layer's attention
+    # and over all rows at once those of each layer's second feed-forward product, and of the second layer's attention
     behind = [node for node in nodes if node.target == torch.ops.aten.sum.dim_IntList and node.args[1] == [0]]
     behind = [node for node in behind if node.args[0].target == torch.ops.aten.as_strided.default]
     assert [tuple(node.meta["val"].shape) for node in behind] == [(1, 16)] * 3
