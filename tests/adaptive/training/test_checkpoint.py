@@ -36,7 +36,7 @@ def test_reads_back_what_was_written(saved):
 @pytest.mark.parametrize("opens", ["safe_open", "_check_seal"])
 def test_replaced_as_it_is_read_it_is_read_anew(saved, monkeypatch, opens):
     """By a training that goes on, of another length of its header: what is read is one of the two, whole."""
-    path, written = saved
+    path, _ = saved
     another = files.Checkpoint(model={"a.weight": torch.full((2, 3), 9.0)}, info={"progress": {"step": 4444}})
     original = getattr(files, opens)
 
@@ -58,7 +58,7 @@ def test_a_file_that_torch_cannot_map_is_named(saved, monkeypatch):
         raise RuntimeError("unable to open file")
 
     monkeypatch.setattr(torch.UntypedStorage, "from_file", refuse)
-    with pytest.raises(files.CheckpointError, match="not a readable checkpoint.*unable to open file"):
+    with pytest.raises(files.CheckpointError, match=r"not a readable checkpoint.*unable to open file"):
         files.load_checkpoint(saved[0])
 
 
