@@ -16,8 +16,9 @@ import types
 from pathlib import Path
 from typing import Any
 
+from .h100 import PROCESSORS
+
 ARCH = 90
-PROCESSORS = 132
 ANSWERS = """
 int cudaGetDeviceCount(int* n) { *n = 1; return 0; }
 int cudaGetDevice(int* d) { *d = 0; return 0; }

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .specimens import PROCESSORS, specimens
+from .h100 import PROCESSORS
+from .specimens import specimens
 
 if TYPE_CHECKING:
     from adaptive_window.kernels.triton.launch import Launch

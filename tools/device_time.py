@@ -32,9 +32,10 @@ from typing import TYPE_CHECKING
 
 from . import cache
 from .compiled import Compiled, bytes_of, compile_launch
+from .h100 import CLOCK, PROCESSORS
 from .processor import Cycles, Instruction, decode, program, run
 from .ptx import Access, accesses, largest_loop
-from .specimens import PROCESSORS, Specimen, specimens
+from .specimens import Specimen, specimens
 
 if TYPE_CHECKING:
     from adaptive_window.kernels.triton.launch import Launch
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 MODULE = "tools.device_time"
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 2
-CLOCK = 1.755e9
 LAUNCH_US = 2.0  # a kernel that does nothing
 REGISTERS, SHARED, WARPS, PROGRAMS = 65536, 228 * 1024, 64, 32  # of one processor
 WAVES = 4  # programs simulated, of those that fit at once: the rest are like them

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .h100 import PROCESSORS
+
 if TYPE_CHECKING:
     from adaptive_window.kernels.triton.launch import Launch
 
 EPS = 1e-5
-PROCESSORS = 132  # of an H100; decides grids, not code
 
 
 @dataclass(frozen=True)

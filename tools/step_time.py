@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import absent_gpu
+from .h100 import CLOCK, PROCESSORS
 
 if TYPE_CHECKING:
     from .compiled_step import Step
@@ -41,7 +42,7 @@ BYTES_PER_US = {  # fitted to what was measured, but for the last two, which no 
     "both sums": 2.97e6,
     "sums over blocks": 2.97e6,  # of rows, by the kernel that writes what it sums
 }
-ISSUED_PER_US = absent_gpu.PROCESSORS * 4 * 32 * 1.755e3  # instructions of threads: four warps' a cycle
+ISSUED_PER_US = PROCESSORS * 4 * 32 * CLOCK * 1e-6  # instructions of threads: four warps' a cycle
 WORTH_COUNTING = 2**24  # elements of a kernel whose instructions may decide
 SHORTEST_US, ALONE_US = 1.5, 1.0  # of a kernel that does next to nothing; between a small kernel and the next
 SMALL_US = 20.0

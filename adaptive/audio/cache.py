@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 SILENCE = 1e-4
 """Peak (-80 dB) below which a whole file counts as silent."""
 
+# Of `safe_open` and its slices. It opens a file twice, and torch, which is the second, says RuntimeError where it has
+# gone since.
+_UNREADABLE = (SafetensorError, OSError, RuntimeError)
+
 _CHUNK_SECONDS = 30.0
 _HEADER_BYTES = 512  # of an entry: the length of the frames is known at the end, and the header stands before them
 
@@ -133,7 +137,7 @@ class LatentCache:
                 raise FileNotFoundError
             with safe_open(path, "pt") as file:
                 return file.get_slice("frames")[start : start + frames].T.contiguous()
-        except (SafetensorError, OSError) as error:
+        except _UNREADABLE as error:
             song = next((known[0] for known, its in self._contents.items() if its == key), key)
             raise CacheError(
                 f"the latents of {song!r} are gone from the cache ({path}): was it emptied or changed during the run? "
@@ -176,7 +180,7 @@ class LatentCache:
             return count
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError) as error:
+        except (*_UNREADABLE, ValueError) as error:
             log.warning("latent cache: %r is damaged (%s), computed anew", str(path), error)
             return None
 

@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,23 +150,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, on the CPU; a checksum that it has is right.
 
+    It is opened more than once, and a run may replace it in between: then it is read anew.
+
     Raises:
         DamagedCheckpoint: damaged, or not a safetensors file.
         CheckpointError: no such file.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        sealed = _check_seal(path)
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            if sealed != ("sha256" in metadata):
-                raise ValueError("its checksum is not in the form in which adaptive-window writes it")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DamagedCheckpoint(
-            f"{path} is not a readable checkpoint (safetensors{_foreign(path)}): {error}"
-        ) from error
+    while True:
+        which = _which(path)
+        try:
+            found = _read_tensors(path)
+        # torch opens the file for itself after safetensors has, and says RuntimeError where it has gone since.
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            if which == _which(path):
+                raise DamagedCheckpoint(
+                    f"{path} is not a readable checkpoint (safetensors{_foreign(path)}): {error}"
+                ) from error
+        else:
+            if which == _which(path):
+                return found
 
 
 def load_last(folder: Path) -> tuple[Checkpoint, Path]:
@@ -297,6 +300,26 @@ def _header(path: Path) -> bytes:
         if length > size - 8:
             raise ValueError("its header is longer than the file")
         return start + file.read(length)
+
+
+def _which(path: Path) -> tuple[int, int, int]:
+    """Differs once the file has been replaced. Raises `CheckpointError` where there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"no checkpoint at {path}")
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    sealed = _check_seal(path)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        metadata = file.metadata() or {}
+        if sealed != ("sha256" in metadata):
+            raise ValueError("its checksum is not in the form in which adaptive-window writes it")
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
 
 
 def _check_seal(path: Path) -> bool:

@@ -19,12 +19,12 @@ from random_cases import Case, arguments
 pytestmark = pytest.mark.skipif(os.environ["TRITON_INTERPRET"] != "1", reason="watches the interpreter")
 
 SUPPORT = Path(__file__).parents[1] / "support"
-CASES, PROCESSES = 2000, 2
+CASES, PROCESSES = 1600, 2
 
 
 @pytest.mark.proof
 def test_random_cases() -> None:
-    """2,000 cases, half of them in each of two processes; `make sanitize` runs 10,000."""
+    """1,600 cases, half of them in each of two processes; `make sanitize` runs 10,000."""
     share = CASES // PROCESSES
     environment = os.environ | {"PYTHONPATH": str(SUPPORT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     running = [

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,10 +189,33 @@ def test_an_entry_is_plain_safetensors(tmp_path: Path, codec: MelCodec) -> None:
     assert cache.frames(path) == whole.shape[1] == 150
 
 
-@pytest.mark.parametrize("damage", ["deleted", "cut", "emptied"])
+def gone_for_torch(monkeypatch: pytest.MonkeyPatch, entry: Path) -> None:
+    """The file goes after safetensors has opened it and before torch does."""
+    opened = torch.UntypedStorage.from_file
+
+    def gone(*arguments: Any, **options: Any) -> Any:
+        entry.unlink(missing_ok=True)
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", gone)
+
+
+def test_an_entry_that_goes_as_it_is_looked_at_is_computed_anew(
+    tmp_path: Path, codec: MelCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = song(tmp_path / "a.wav")
+    whole = LatentCache(tmp_path / "cache", codec).latents(path)
+    cache = LatentCache(tmp_path / "cache", codec)
+    with monkeypatch.context() as patch:
+        gone_for_torch(patch, cache.entry(cache.key(path)) or path)
+        cache.frames(path)
+    assert torch.equal(cache.latents(path), whole)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "emptied", "deleted as it is read"])
 @pytest.mark.parametrize("in_a_worker", [False, True])
 def test_an_entry_that_goes_during_the_run_is_named(
-    tmp_path: Path, codec: MelCodec, damage: str, in_a_worker: bool
+    tmp_path: Path, codec: MelCodec, damage: str, in_a_worker: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = song(tmp_path / "a.wav")
     cache = LatentCache(tmp_path / "cache", codec)
@@ -203,10 +227,14 @@ def test_an_entry_that_goes_during_the_run_is_named(
     assert cache.clip(key, 0, 10).shape == (128, 10)
     if damage == "deleted":
         entry.unlink()
+    elif damage == "deleted as it is read":
+        gone_for_torch(monkeypatch, entry)
     else:
         entry.write_bytes(entry.read_bytes()[: 1000 if damage == "cut" else 0])
     with pytest.raises(CacheError, match=r"a\.wav' are gone from the cache .*--resume"):
         cache.clip(key, 0, 10)
+    assert not entry.exists() or not damage.startswith("deleted")
+    monkeypatch.undo()
     if not in_a_worker:
         cache.frames(path)  # as the resumed run does
         assert cache.clip(key, 0, 10).shape == (128, 10)

@@ -33,6 +33,35 @@ def test_reads_back_what_was_written(saved):
     assert read.info["format"] == files.FORMAT
 
 
+@pytest.mark.parametrize("opens", ["safe_open", "_check_seal"])
+def test_replaced_as_it_is_read_it_is_read_anew(saved, monkeypatch, opens):
+    """By a training that goes on, of another length of its header: what is read is one of the two, whole."""
+    path, _ = saved
+    another = files.Checkpoint(model={"a.weight": torch.full((2, 3), 9.0)}, info={"progress": {"step": 4444}})
+    original = getattr(files, opens)
+
+    def replaced_first(*arguments, **options):
+        monkeypatch.setattr(files, opens, original)
+        result = original(*arguments, **options)
+        files.save_checkpoint(path, another)
+        return result
+
+    monkeypatch.setattr(files, opens, replaced_first)
+    read = files.load_checkpoint(path)
+    assert read.info["progress"] == {"step": 4444}
+    assert read.model.keys() == another.model.keys()
+    assert torch.equal(read.model["a.weight"], another.model["a.weight"])
+
+
+def test_a_file_that_torch_cannot_map_is_named(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("unable to open file")
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", refuse)
+    with pytest.raises(files.CheckpointError, match=r"not a readable checkpoint.*unable to open file"):
+        files.load_checkpoint(saved[0])
+
+
 def test_leaves_no_temporary_file(saved):
     path, _ = saved
     assert [entry.name for entry in path.parent.iterdir()] == ["last.safetensors"]
