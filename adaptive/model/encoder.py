@@ -132,10 +132,12 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         """
         attention_ = self.self_attn
         assert isinstance(attention_, SelfAttention)  # as is_lean found; narrows the type
-        n = src.shape[0] * src.shape[1]
-        add = _Added(attention_.out_proj, self.dropout1, n) if self.follows_norm else None
-        rows, joined = src.flatten(0, 1), attention_.joined(*attention_.projected(src)).flatten(0, 1)
-        x = self.norm1(add(rows, joined) if add else rows + self.dropout1(attention_.out_proj(joined)))
+        n, rows, parts = src.shape[0] * src.shape[1], src.flatten(0, 1), attention_.projected(src)
+        add = _Added(attention_.out_proj, self.dropout1, n)
+        if self.follows_norm and add.spread is not None:
+            x = self.norm1(add(rows, attention_.joined(*parts).flatten(0, 1)))
+        else:
+            x = self.norm1(rows + self.dropout1(attention_.attended(*parts).flatten(0, 1)))
         add = _Added(self.linear2, self.dropout2, n)
         hidden = self.dropout(gelu(linear_in_blocks(x, self.linear1.weight, self.linear1.bias)))
         return self.norm2(add(x, hidden.flatten(0, 1)))

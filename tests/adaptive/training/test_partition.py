@@ -192,6 +192,28 @@ def test_an_encoder_as_for_cuda_is_the_eager_one(
         assert float((one - other).abs().max()) < tolerance * largest
 
 
+def test_biases_behind_dropout_get_what_modules_would_give_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same draws, in float64: the masks of a bias's gradient are those of what it was added to."""
+    for module, name in ((dropout, "is_hashed"), (encoder, "compiles_for_cuda")):
+        monkeypatch.setattr(module, name, lambda x: torch.compiler.is_compiling())
+    torch.manual_seed(0)
+    net, x = encoder.Encoder(32, 2, 64, 2, 0.3).double(), torch.randn(3, 20, 32, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        return net(x).sin().sum()
+
+    found, sums = [], []
+    for draw_for in (encoder.draw_for, lambda layer, x: None):
+        monkeypatch.setattr(encoder, "draw_for", draw_for)
+        cut = Cut(loss, Lean())
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad(cut.loss(x), list(net.parameters())))
+        sums.append(str(cut.backward.graph).count("as_strided.default"))
+    assert sums[0] == sums[1] + 3  # of both second products, and of the second layer's attention
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.proof
 def test_of_an_agent_same_bits_fewer_bytes_and_nothing_dear_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((dropout, "is_hashed"), (encoder, "compiles_for_cuda")):
