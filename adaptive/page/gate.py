@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -82,7 +83,10 @@ class Gate:
                 return
             receive = _again(body, receive)
         try:
-            await self.app(scope, receive, _with_headers(send))
+            if path.startswith(_FILE):
+                await _file(self.app, Path(path[len(_FILE) :]), scope, receive, send)
+            else:
+                await self.app(scope, receive, _with_headers(send))
         finally:
             if beat := _BEAT.fullmatch(path):  # a page holds this request open for as long as it is shown
                 await asyncio.to_thread(self.uploads.end, beat[1])
@@ -118,6 +122,32 @@ class Gate:
         if all(self.uploads.holds(path) for path in _paths(call)):
             return None
         return 403, "No such file."
+
+
+async def _file(app: App, path: Path, scope: Scope, receive: Receive, send: Send) -> None:
+    """The answer to a request for a file, which may go, with its session, between two looks that the toolkit takes.
+
+    That is no error of the server's: the answer is held back until there is something to read in it.
+    """
+    answered, held = False, list[Message]()
+
+    async def late(message: Message) -> None:
+        nonlocal answered
+        if message["type"] == "http.response.start":
+            held.append(message)
+        elif answered or held[0]["status"] < 500 or path.exists():
+            if not answered:
+                answered = True
+                await _with_headers(send)(held[0])
+            await send(message)
+
+    try:
+        await app(scope, receive, late)
+    except Exception:
+        if answered or path.exists():
+            raise
+    if not answered:
+        await answer(send, 403, {"detail": "No such file."})
 
 
 def _paths(call: Any) -> list[str]:

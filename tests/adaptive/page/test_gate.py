@@ -136,6 +136,50 @@ def test_files(gate, uploads, tmp_path):
         assert fetch(path) == 403, path
 
 
+@pytest.mark.parametrize("begun", [None, 500, 200])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_file_that_goes_while_it_is_asked_for(gate, uploads, begun, gone):
+    """Whatever the toolkit has begun to say: it says 500 before it raises, 200 before it opens the file."""
+    song = uploads.root / "aa" / "a song.wav"
+
+    async def toolkit(scope, receive, send):
+        if gone:
+            song.unlink()
+        if begun:
+            await send({"type": "http.response.start", "status": begun, "headers": []})
+        if begun == 500:
+            await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        raise RuntimeError("File at path does not exist.")
+
+    gate.app = toolkit
+    with contextlib.nullcontext() if gone else pytest.raises(RuntimeError):
+        status, _, content = ask(gate, "GET", f"/gradio_api/file={quote(str(song))}")
+        assert (status, json.loads(content)) == (403, {"detail": "No such file."})
+
+
+def test_an_error_while_a_file_is_sent_is_one(gate, uploads):
+    song = uploads.root / "aa" / "a song.wav"
+    seen = []
+
+    async def toolkit(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"RI", "more_body": True})
+        song.unlink()
+        raise OSError("the disk")
+
+    async def receive():
+        raise AssertionError
+
+    async def send(message):
+        seen.append(message)
+
+    gate.app = toolkit
+    scope = {"type": "http", "method": "GET", "path": f"/gradio_api/file={song}", "headers": []}
+    with pytest.raises(OSError, match="the disk"):
+        asyncio.run(gate(scope, receive, send))
+    assert [message.get("status") for message in seen] == [200, None]
+
+
 @pytest.mark.parametrize(
     ("call", "status"),
     [
