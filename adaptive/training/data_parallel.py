@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import _functional_collectives as collectives
 from torch.nn.parallel import DistributedDataParallel
 
 from ..model.agent import AdaptiveWindowCreativeAgent
@@ -63,9 +64,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x)
-        return x
+        # Not dist.all_reduce, which writes into its argument: compiled by torch 2.11, such a sum passes no gradient on.
+        return collectives.wait_tensor(collectives.all_reduce(x.contiguous(), "sum", dist.group.WORLD))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
