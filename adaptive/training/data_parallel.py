@@ -65,7 +65,8 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         # Not dist.all_reduce, which writes into its argument: compiled by torch 2.11, such a sum passes no gradient on.
-        return collectives.wait_tensor(collectives.all_reduce(x.contiguous(), "sum", dist.group.WORLD))
+        world = cast(dist.ProcessGroup, dist.group.WORLD)
+        return collectives.wait_tensor(collectives.all_reduce(x.contiguous(), "sum", world))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
