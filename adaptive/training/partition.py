@@ -52,6 +52,17 @@ def _value(node: fx.Node) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def _shaped(node: Any) -> fx.Node:
+    """What the node is, shaped anew."""
+    while node.target in SHAPES:
+        node = node.args[0]
+    return node
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ())
+
+
 def _is_whole(node: fx.Node) -> bool:
     """Integers or booleans."""
     value = _value(node)
@@ -75,10 +86,8 @@ def activations(graph: fx.Graph) -> set[fx.Node]:
     found = set()
     for node in graph.nodes:
         if node.target == aten.convolution.default:
-            operand = node.args[0]
-            while operand.target in SHAPES:
-                operand = operand.args[0]
-            if operand.target != aten.clone.default and torch.Tag.pointwise in getattr(operand.target, "tags", ()):
+            operand = _shaped(node.args[0])
+            if operand.target != aten.clone.default and _is_elementwise(operand):
                 found.add(operand)  # a clone is a clip's, turned
     return found
 
@@ -99,7 +108,7 @@ def policy(node: fx.Node, weights: frozenset[fx.Node] = frozenset()) -> Checkpoi
         return CheckpointPolicy.PREFER_RECOMPUTE if wider or node.args[0].op == "placeholder" else None
     if _is_normalized(node):
         return CheckpointPolicy.MUST_SAVE
-    elementwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in VIEWS
+    elementwise = _is_elementwise(node) or node.target in VIEWS
     whole = elementwise and value.numel() > 1 and all(_is_whole(one) for one in (node, *node.all_input_nodes))
     return CheckpointPolicy.PREFER_RECOMPUTE if whole else None
 
@@ -119,12 +128,9 @@ def first_taken(graph: fx.Graph) -> list[fx.Node]:
         ):
             backward.add(node)
         elif node.target in PRODUCTS:
-            operand = node.args[PRODUCTS[node.target]]
-            while operand.target in SHAPES:
-                operand = operand.args[0]
+            operand = _shaped(node.args[PRODUCTS[node.target]])
             value = _value(operand)
-            narrow = value is not None and value.dtype.itemsize <= 2
-            if narrow and torch.Tag.pointwise in getattr(operand.target, "tags", ()):
+            if _is_elementwise(operand) and value is not None and value.dtype.itemsize <= 2:
                 operands.append(operand)
     sizes = [value.nbytes if (value := _value(operand)) is not None else 0 for operand in operands]
     if not sizes:
